@@ -1,0 +1,242 @@
+//! What the processes say to each other. One value is one entry of a link session (`session.rs`).
+//!
+//! Every request is answered exactly once, with `to` naming its entry number in the session. The
+//! request counts as acknowledged then and not before: "received" promises nothing.
+
+use bytes::Bytes;
+
+use super::record::{Body, ConversationName, Cursor, Id, Message};
+use super::wire::{wire_enum, wire_struct};
+
+wire_struct! {
+    /// A connection of one life of one edge shard. Checked on arrival: what was meant for an earlier
+    /// life, or an earlier connection in the same slot, reaches nobody.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub struct Address {
+        /// The edge shard's incarnation, random at each start.
+        pub incarnation: u64,
+        pub slot: u32,
+        pub generation: u32,
+    }
+}
+
+wire_struct! {
+    /// A session's number; of two sessions of one device the greater one wins.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub struct SessionNumber {
+        /// The epoch of the sequencer that numbered it.
+        pub epoch: u64,
+        pub counter: u64,
+    }
+}
+
+wire_enum! {
+    /// Where a client sends to.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum Target {
+        1 = Conversation { name: ConversationName, },
+        /// The direct conversation with this user.
+        2 = User { user: Id, },
+    }
+}
+
+wire_enum! {
+    /// Which watermark an acknowledgement or a receipt moves. `Read` includes `Delivered`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum Watermark {
+        1 = Delivered,
+        2 = Read,
+    }
+}
+
+wire_enum! {
+    /// Error codes of the client protocol that a backend decides.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Code {
+        1 = BadRequest,
+        2 = NotMember,
+        3 = NoSuchConversation,
+        4 = Forbidden,
+        5 = RateLimited,
+        /// Nothing is known to have happened; the client repeats it after `retry_ms`.
+        6 = Unavailable,
+        7 = Internal,
+    }
+}
+
+wire_enum! {
+    /// From an edge shard to the sequencer. All are requests unless marked *notice*: a notice is
+    /// acknowledged when it was handled and has no answer.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum ToSequencer {
+        /// A client wants a session. Answered by `Opened`, before its `welcome`.
+        1 = Open { address: Address, user: Id, device: Id, },
+        /// Notice: the connection still stood when `Opened` came; the session is live now, and an
+        /// older one of the same device is replaced. `manual`: nothing is pushed before a `sync`.
+        2 = Confirm { address: Address, session: SessionNumber, user: Id, device: Id, manual: bool, },
+        /// Notice: a session that stood before this link session began.
+        3 = Retell { address: Address, session: SessionNumber, user: Id, device: Id, manual: bool, },
+        /// Notice: all sessions have been retold.
+        4 = Retold,
+        /// Notice: the connection is gone.
+        5 = Close { address: Address, session: SessionNumber, user: Id, device: Id, },
+        /// Answered by `Sent` once durable, or `Refused`.
+        6 = Send { address: Address, user: Id, device: Id, target: Target, id: Id, body: Body, },
+        /// Answered by `Done` once durable, or `Refused`.
+        7 = Acknowledge {
+            address: Address,
+            user: Id,
+            device: Id,
+            convo: ConversationName,
+            seq: u64,
+            watermark: Watermark,
+        },
+        /// `convos: None`: everything behind the device's cursors. Answered by `Synced` or `Refused`.
+        8 = Sync {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            convos: Option<Vec<(ConversationName, u64)>>,
+        },
+        /// Notice: the last push with `wants_room` has left for the socket; more may come.
+        9 = Room { address: Address, session: SessionNumber, user: Id, device: Id, stream: u64, },
+        /// Notice: a live push was not queued, the connection is behind. `stream` as the push had it.
+        10 = Dropped {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            convo: ConversationName,
+            seq: u64,
+            stream: u64,
+        },
+    }
+}
+
+wire_enum! {
+    /// From the sequencer to an edge shard.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum ToEdge {
+        1 = Opened { to: u64, session: SessionNumber, },
+        2 = Sent {
+            to: u64,
+            convo: ConversationName,
+            seq: u64,
+            mid: u64,
+            ts: u64,
+            /// It had been accepted before; this is the first answer again.
+            dup: bool,
+        },
+        3 = Refused { to: u64, code: Code, message: Id, retry_ms: u32, },
+        4 = Done { to: u64, },
+        /// A live message for connections of this shard.
+        5 = Deliver { message: Message, targets: Vec<PushTarget>, },
+        /// A piece of a backlog, in order, for one connection. With `wants_room` the edge says `Room`
+        /// once it has been written to the socket.
+        6 = Backlog {
+            target: PushTarget,
+            messages: Vec<Message>,
+            wants_room: bool,
+        },
+        /// The end of a catching up. `to`: the `Sync` it answers; 0: nobody asked.
+        7 = Synced { target: PushTarget, to: u64, heads: Vec<(ConversationName, u64)>, },
+        8 = Receipt {
+            target: PushTarget,
+            convo: ConversationName,
+            seq: u64,
+            watermark: Watermark,
+            by: Id,
+        },
+        /// A newer session of the same device is confirmed open: `goaway` `replaced`, close 4001.
+        9 = Replaced { target: PushTarget, },
+    }
+}
+
+wire_struct! {
+    /// Whom a push is for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PushTarget {
+        pub address: Address,
+        pub session: SessionNumber,
+        /// Counts the catchings-up of this session; a `Dropped` of an older one is void.
+        pub stream: u64,
+    }
+}
+
+wire_enum! {
+    /// From the sequencer to the store.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum ToStore {
+        /// A starting sequencer wants an epoch. Answered by `Granted`, once that is durable.
+        1 = Acquire { incarnation: u64, },
+        /// The store restarted; the holder of `epoch` goes on. Answered by `Resumed` or `Fenced`.
+        2 = Resume { epoch: u64, incarnation: u64, },
+        /// Answered by `Durable` or `Fenced`. `records`: `count` records one after the other, the
+        /// first of which has position `first_lsn`. The same bytes at a position where they already
+        /// are durable: `Durable` again.
+        3 = Append { epoch: u64, first_lsn: u64, count: u32, records: Bytes, },
+        /// Answered by `Conversation`.
+        4 = LoadConversation { convo: ConversationName, },
+        /// Answered by `User`.
+        5 = LoadUser { user: Id, },
+        /// Answered by `Found`.
+        6 = Lookup { convo: ConversationName, user: Id, id: Id, },
+        /// Messages `first..=last` of a conversation, as many as fit `size_max` bytes but at least one
+        /// that exists. Answered by `Messages`, as of everything durable when the request came.
+        7 = Range { convo: ConversationName, first: u64, last: u64, size_max: u32, },
+        /// Records from `first_lsn` on, at most about `size_max` bytes, at least one that exists.
+        /// Answered by `Records`.
+        8 = ReadLog { first_lsn: u64, size_max: u32, },
+    }
+}
+
+wire_enum! {
+    /// From the store to the sequencer: each answers the request that is entry `to`.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum FromStore {
+        1 = Granted {
+            to: u64,
+            epoch: u64,
+            /// The next free position, after the epoch's own record.
+            next_lsn: u64,
+            /// The last durable `FannedOut`.
+            fanned_out: u64,
+            /// The last message's, so that neither falls.
+            mid: u64,
+            ts: u64,
+            /// Edge shards present, by the log.
+            edges: Vec<Id>,
+        },
+        2 = Resumed { to: u64, next_lsn: u64, },
+        /// The epoch is no longer the highest, or the position is taken by other bytes: drop all
+        /// speculative state and acquire anew.
+        3 = Fenced { to: u64, epoch: u64, },
+        4 = Durable { to: u64, next_lsn: u64, },
+        5 = Conversation {
+            to: u64,
+            /// Highest seq; 0: no message was ever accepted.
+            head: u64,
+            /// [`fingerprint`](super::fingerprint) of every (user, id) ever accepted in it ...
+            fingerprints: Vec<u64>,
+            /// ... unless there are too many: then a miss proves nothing and `Lookup` must be asked.
+            complete: bool,
+        },
+        6 = User { to: u64, devices: Vec<Id>, cursors: Vec<Cursor>, },
+        7 = Found { to: u64, message: Option<Accepted>, },
+        8 = Messages { to: u64, messages: Vec<Message>, },
+        9 = Records { to: u64, records: Bytes, count: u32, },
+        /// The store cannot do it now (disk full, read error): ask again.
+        10 = Unavailable { to: u64, },
+    }
+}
+
+wire_struct! {
+    /// The first answer to a send, to be given again.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Accepted {
+        pub seq: u64,
+        pub mid: u64,
+        pub ts: u64,
+    }
+}

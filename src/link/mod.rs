@@ -1,0 +1,64 @@
+//! The binary link between processes: byte layout, messages, sessions, and the host that drives
+//! sessions over a ring.
+
+pub mod message;
+pub mod record;
+pub mod wire;
+
+use bytes::Bytes;
+
+use record::Id;
+
+/// A peer as this process numbers it; kept over reconnections and new lives of the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// The window of unacknowledged bytes towards this peer is used up, or there is no session with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the link takes no more entries now")]
+pub struct LinkFull;
+
+/// Where the logic of a process puts what it has to say. `Links` is the real one; tests record.
+pub trait Outlet {
+    /// Queues one entry for `peer`. Returns its number in the session (1, 2, 3, ...), which an answer
+    /// names in `to`. Entries arrive in the order they were submitted, each once, as long as the
+    /// session lasts; a session that ends takes what was not acknowledged with it.
+    fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull>;
+
+    /// The effect of the peer's entry `number` is durable, or it was refused: the peer may forget
+    /// it. Every entry received is to be answered once, notices when they were handled.
+    fn answered(&mut self, peer: PeerId, number: u64);
+}
+
+/// What a link tells the logic of its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// A session with `peer` begins with empty hands on both sides: after this process or the peer
+    /// started anew, or one of them gave up the lease. What was unanswered in the session before
+    /// will not be answered. Entry numbers start again at 1 in both directions. A TCP connection
+    /// that merely broke is mended without any event.
+    Began {
+        peer: PeerId,
+        name: Id,
+        incarnation: u64,
+        /// The highest durable log position that the peer has seen.
+        durable_seen: u64,
+    },
+    /// The peer's entry `number`.
+    Entry {
+        peer: PeerId,
+        number: u64,
+        entry: Bytes,
+    },
+    /// The session is over (the lease ran out, or the peer is there with a new incarnation).
+    Ended { peer: PeerId },
+}
+
+/// Identifies a dedup key within its conversation in memory. FNV-1a over `user`, 0, `id`: stable
+/// across processes and versions. A collision costs a lookup, never a wrong answer.
+pub fn fingerprint(user: &str, id: &str) -> u64 {
+    let bytes = user.bytes().chain([0]).chain(id.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

@@ -1,0 +1,89 @@
+//! The records of the commit log: what the sequencer decides and the store keeps.
+//!
+//! Every record has a position, its **lsn**: 1, 2, 3, ... over the whole log, without gap. A batch
+//! is a run of records that becomes durable together.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::wire::{wire_enum, wire_struct};
+
+/// The name of a user, device, group or client message: see `limits::ID_SIZE_MAX`.
+pub type Id = Rc<str>;
+/// The name of a conversation.
+pub type ConversationName = Rc<str>;
+
+wire_struct! {
+    /// A message in its place in its conversation.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Message {
+        pub convo: ConversationName,
+        /// 1, 2, 3, ... within the conversation.
+        pub seq: u64,
+        /// Snowflake: milliseconds since 2024 in the upper 42 bits, then a counter.
+        pub mid: u64,
+        /// When it was accepted, ms since 1970 UTC; never falling along the log.
+        pub ts: u64,
+        pub from: Id,
+        /// The device that sent it.
+        pub device: Id,
+        /// The client's own id of it; the dedup key is (from, convo, id).
+        pub id: Id,
+        pub body: Body,
+    }
+}
+
+wire_enum! {
+    /// Opaque to every process; how it was given is how it is delivered.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum Body {
+        /// UTF-8, checked by the edge.
+        1 = Text { text: Bytes, },
+        2 = Binary { bytes: Bytes, },
+    }
+}
+
+impl Body {
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Body::Text { text } => text,
+            Body::Binary { bytes } => bytes,
+        }
+    }
+}
+
+wire_struct! {
+    /// How far one device has acknowledged one conversation, as of one commit.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Cursor {
+        pub user: Id,
+        pub device: Id,
+        pub convo: ConversationName,
+        pub delivered: u64,
+        pub read: u64,
+        /// First seq of the durable inbox marker; 0: none. An acknowledgement that reaches the last
+        /// seq fanned out carries 0 here and so removes the marker.
+        pub marker: u64,
+    }
+}
+
+wire_enum! {
+    /// One decision of the sequencer, or (`Epoch`) of the store.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum Record {
+        1 = Message { message: Message, },
+        /// The new cursors, whole rows: the store puts them in place of the old ones. Written for
+        /// acknowledgements and for inbox markers; at most one row per (device, conversation).
+        /// The user is told of acknowledgements when this record is consumed.
+        2 = Cursors { cursors: Vec<Cursor>, },
+        /// A device that was not known before; its starting cursors follow in the same batch.
+        3 = Device { user: Id, device: Id, ts: u64, },
+        /// Everything up to and including this lsn is acknowledged or marked at every target.
+        4 = FannedOut { lsn: u64, },
+        /// An edge shard that holds sessions (or no longer does): who must report after a restart.
+        5 = Edge { name: Id, present: bool, },
+        /// Written by the store alone: from here on only this epoch is served.
+        6 = Epoch { epoch: u64, incarnation: u64, },
+    }
+}

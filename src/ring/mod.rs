@@ -1,0 +1,95 @@
+//! The kernel as a type parameter: every process does its network I/O through [`Ring`].
+//!
+//! Two implementations: [`kernel::KernelRing`] over io_uring, and `simulation`'s seeded twin, which
+//! delays, tears, resets, starves of buffers and ends multishot requests early. The code above
+//! cannot tell which one it runs on.
+//!
+//! The contract, in both:
+//! - Nothing completes inside the call that asks for it; completions come out of [`Ring::turn`].
+//! - A request's completions carry its [`Token`]. Those of a multishot request (`accept`, `receive`,
+//!   `watch`) come with `more = true` until the last one, which has `more = false`, whatever its
+//!   result: the request is then gone and its owner decides whether to ask again.
+//! - At most one `send` per socket is under way (the caller's duty; checked by the simulator).
+//! - After `close(socket)` no completion for that socket's requests is *promised* to be absent:
+//!   late ones arrive and are recognised by the generation in their token.
+
+pub mod kernel;
+mod token;
+
+pub use token::{Kind, Token};
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+/// A socket as this ring knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Socket {
+    /// A slot of the ring's registered-file table: every accepted socket.
+    Direct(u32),
+    /// An ordinary file descriptor: listeners, outgoing links, event descriptors.
+    Ordinary(RawFd),
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    pub token: Token,
+    /// Not negative: what the request yields (`accept`: the direct slot; `receive`: bytes, 0 at the
+    /// end of the stream; `send`: bytes, always all of them; `connect`, `watch`: any). Negative: `-errno`.
+    pub result: i32,
+    /// The request stays armed and will complete again.
+    pub more: bool,
+    /// The receive buffer that holds the bytes; whoever takes the completion releases it.
+    pub buffer: Option<BufferId>,
+}
+
+/// One buffer of the ring's receive pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufferId(pub u16);
+
+/// A completion ring with its sockets and receive buffers. See the module for the contract.
+pub trait Ring {
+    /// Accepts connections of `listener` into direct slots until cancelled. Multishot.
+    fn accept(&mut self, listener: Socket, token: Token);
+
+    /// Opens a connection to `address`; the result of the completion is 0 and the socket is the one
+    /// returned here. `Err` is the errno of a failed attempt to make the socket.
+    fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32>;
+
+    /// Receives into pool buffers until the stream ends, fails, or is cancelled. Multishot.
+    /// Ends with `-ENOBUFS` (and `more = false`) when the pool is empty: the caller asks again once
+    /// buffers were released (see [`Ring::buffers_free`]).
+    fn receive(&mut self, socket: Socket, token: Token);
+
+    /// Sends all of `data`, which the ring owns until the completion; fetch the emptied
+    /// vector for reuse with [`Ring::take_sent`] after it. A partial send is continued inside.
+    fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token);
+
+    /// The vector of the last send that completed with this token, emptied, capacity kept.
+    fn take_sent(&mut self, token: Token) -> Option<Vec<u8>>;
+
+    /// Waits for readability of an ordinary descriptor (event descriptors of other threads) until
+    /// cancelled. Multishot; the ring drains the eventfd counter itself.
+    fn watch(&mut self, descriptor: RawFd, token: Token);
+
+    /// Ends the requests that carry exactly `token`. Their last completions still come.
+    fn cancel(&mut self, token: Token);
+
+    /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees RST.
+    /// Receives must be cancelled or ended by the caller; requests still armed do not survive.
+    fn close(&mut self, socket: Socket, reset: bool);
+
+    /// Submits what was asked for, waits at most `wait_us` microseconds for a completion (0: does not
+    /// wait), and appends every completion that is there. All are collected before any is run.
+    fn turn(&mut self, wait_us: u64, completions: &mut Vec<Completion>);
+
+    /// The bytes of a receive buffer, `size` as its completion's result said. In place, writable:
+    /// the framer unmasks here.
+    fn bytes(&mut self, buffer: BufferId, size: usize) -> &mut [u8];
+
+    /// Gives a receive buffer back to the pool.
+    fn release(&mut self, buffer: BufferId);
+
+    /// Receive buffers that are free now.
+    fn buffers_free(&self) -> usize;
+}
