@@ -1,8 +1,12 @@
 //! The binary link between processes: byte layout, messages, sessions, and the host that drives
 //! sessions over a ring.
 
+pub mod frame;
+pub mod greeting;
+pub mod host;
 pub mod message;
 pub mod record;
+pub mod session;
 pub mod wire;
 
 use bytes::Bytes;

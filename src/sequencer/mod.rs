@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The sequencer: order, dedup, membership, fan-out, sessions, receipts; in memory, rebuilt from the
+//! store. It never touches a client socket, and never answers `sent` before the store said durable.
+
+pub mod appender;
+mod conversation;
+pub mod core;
+mod fanout;
+mod inbox;
+mod order;
+mod requests;
+mod sessions;
+mod stream;
+mod user;
