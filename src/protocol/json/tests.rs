@@ -1,0 +1,503 @@
+//! Every rule of the protocol page for frames of clients, as tables; and frames to clients.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::protocol::operation::Goodbye;
+
+fn decoded(frame: &str) -> Operation {
+    decode(frame.as_bytes())
+        .unwrap_or_else(|rejected| panic!("{frame}: {rejected:?}"))
+        .operation
+}
+
+fn refused(frame: &str) -> Rejected {
+    match decode(frame.as_bytes()) {
+        Err(rejected) => rejected,
+        Ok(request) => panic!("{frame}: taken as {request:?}"),
+    }
+}
+
+fn to(user: &str) -> Target {
+    Target::User { user: user.into() }
+}
+
+fn within(name: &str) -> Target {
+    Target::Conversation { name: name.into() }
+}
+
+fn text_body(text: &str) -> Body {
+    Body::Text {
+        text: Bytes::copy_from_slice(text.as_bytes()),
+    }
+}
+
+fn binary_body(bytes: &[u8]) -> Body {
+    Body::Binary {
+        bytes: Bytes::copy_from_slice(bytes),
+    }
+}
+
+fn send(target: Target, id: &str, body: Body) -> Operation {
+    Operation::Send {
+        target,
+        id: id.into(),
+        body,
+    }
+}
+
+fn good_frames() -> Vec<(&'static str, Operation)> {
+    let acknowledge = |convo: &str, seq, watermark| Operation::Acknowledge {
+        convo: convo.into(),
+        seq,
+        watermark,
+    };
+    vec![
+        (
+            r#"{"t":"send","ref":7,"to":"bob","id":"c1","body":"hi"}"#,
+            send(to("bob"), "c1", text_body("hi")),
+        ),
+        (
+            r#"{"t":"send","convo":"dm:a:b","id":"c1","body":""}"#,
+            send(within("dm:a:b"), "c1", text_body("")),
+        ),
+        (
+            r#"{"t":"send","convo":"team","id":"\u00e4\"","body64":"AAH/","to":null,"body":null}"#,
+            send(within("team"), "\u{e4}\"", binary_body(&[0, 1, 255])),
+        ),
+        (
+            r#"{"t":"send","to":"b","id":"c","body":"\ud83d\ude00\u0000\n"}"#,
+            send(to("b"), "c", text_body("\u{1f600}\0\n")),
+        ),
+        (
+            r#"{"t":"ack","convo":"team","seq":9007199254740991,"kind":"read"}"#,
+            acknowledge("team", INTEGER_MAX as u64, Watermark::Read),
+        ),
+        (
+            r#" { "kind" : "delivered" , "seq" : 0 , "convo" : "dm:a:b" , "t" : "ack" } "#,
+            acknowledge("dm:a:b", 0, Watermark::Delivered),
+        ),
+        (r#"{"t":"sync"}"#, Operation::Sync { convos: None }),
+        (
+            r#"{"t":"sync","convos":null}"#,
+            Operation::Sync { convos: None },
+        ),
+        (
+            r#"{"t":"sync","convos":{}}"#,
+            Operation::Sync {
+                convos: Some(Vec::new()),
+            },
+        ),
+        (
+            r#"{"t":"sync","convos":{"team":3,"dm:a:b":0,"gone":null}}"#,
+            Operation::Sync {
+                convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]),
+            },
+        ),
+        (r#"{"t":"ping","ref":-9007199254740991}"#, Operation::Ping),
+        (
+            r#"{"t":"history","convo":"x"}"#,
+            Operation::Later("history"),
+        ),
+    ]
+}
+
+#[test]
+fn good_frames_are_read() {
+    for (frame, operation) in good_frames() {
+        assert_eq!(decoded(frame), operation, "{frame}");
+    }
+}
+
+#[test]
+fn every_prefix_of_a_good_frame_is_refused() {
+    for (frame, _) in good_frames() {
+        let frame = frame.trim_end();
+        for size in 0..frame.len() {
+            let rejected = decode(&frame.as_bytes()[..size]).expect_err("a prefix");
+            assert_eq!(
+                rejected.code,
+                ErrorCode::BadRequest,
+                "{size} bytes of {frame}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_reference_is_optional_and_bounded() {
+    let reference = |frame: &str| decode(frame.as_bytes()).map(|request| request.reference);
+    assert_eq!(reference(r#"{"t":"ping"}"#), Ok(None));
+    assert_eq!(reference(r#"{"t":"ping","ref":null}"#), Ok(None));
+    assert_eq!(reference(r#"{"t":"ping","ref":0}"#), Ok(Some(0)));
+    assert_eq!(reference(r#"{"t":"ping","ref":-0}"#), Ok(Some(0)));
+    for wrong in [
+        "9007199254740992",
+        "-9007199254740992",
+        "99999999999999999999999",
+        "1e400",
+        "1.5",
+        "1.0",
+        "1e3",
+        "\"1\"",
+        "true",
+        "[1]",
+        "{}",
+    ] {
+        let rejected = refused(&format!(r#"{{"t":"ping","ref":{wrong}}}"#));
+        assert_eq!(rejected.code, ErrorCode::BadRequest, "{wrong}");
+        assert_eq!(rejected.reference, None);
+    }
+}
+
+#[test]
+fn wrong_frames_are_bad_requests() {
+    let long = format!(r#""{}""#, "x".repeat(65));
+    let frames = [
+        String::new(),
+        "null".into(),
+        "[]".into(),
+        "\"ping\"".into(),
+        "{}".into(),
+        "{'t':'ping'}".into(),
+        r#"{"t":"ping",}"#.into(),
+        r#"{"t":"ping"}{}"#.into(),
+        "\u{feff}{\"t\":\"ping\"}".into(),
+        r#"{"t":null}"#.into(),
+        r#"{"t":1}"#.into(),
+        r#"{"t":["ping"]}"#.into(),
+        r#"{"t":"\ud800"}"#.into(),
+        "{\"t\":\"send\",\"to\":\"b\",\"id\":\"c\",\"body\":\"\n\"}".into(),
+        r#"{"t":"ack","convo":"team","seq":-1,"kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":"team","seq":1.5,"kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":"team","seq":"1","kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":"team","seq":9007199254740992,"kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":"team","kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":"team","seq":1}"#.into(),
+        r#"{"t":"ack","convo":"team","seq":1,"kind":"seen"}"#.into(),
+        r#"{"t":"ack","convo":"dm:b:a","seq":1,"kind":"read"}"#.into(),
+        r#"{"t":"ack","convo":["team"],"seq":1,"kind":"read"}"#.into(),
+        r#"{"t":"ack","seq":1,"kind":"read"}"#.into(),
+        r#"{"t":"sync","convos":[]}"#.into(),
+        r#"{"t":"sync","convos":"team"}"#.into(),
+        r#"{"t":"sync","convos":{"team":-1}}"#.into(),
+        r#"{"t":"sync","convos":{"team":"1"}}"#.into(),
+        r#"{"t":"sync","convos":{"":1}}"#.into(),
+        r#"{"t":"sync","convos":{"dm:b:a":1}}"#.into(),
+        r#"{"t":"sync","convos":{"\ud800":1}}"#.into(),
+        format!(r#"{{"t":"sync","convos":{{{long}:1}}}}"#),
+    ];
+    for frame in frames {
+        assert_eq!(refused(&frame).code, ErrorCode::BadRequest, "{frame}");
+    }
+    assert_eq!(
+        decode(b"{\"t\":\"\xff\"}").map_err(|r| r.code),
+        Err(ErrorCode::BadRequest)
+    );
+}
+
+#[test]
+fn a_refused_send_carries_its_reference_and_id() {
+    let long = "x".repeat(65);
+    let rests = [
+        r#""body":"x""#.to_owned(),
+        r#""to":"b""#.into(),
+        r#""to":"b","convo":"team","body":"x""#.into(),
+        r#""to":null,"convo":null,"body":"x""#.into(),
+        r#""to":"b","body":"x","body64":"eA==""#.into(),
+        r#""to":"b","body":7"#.into(),
+        r#""to":"b","body":"\ud800""#.into(),
+        r#""to":"b","body":"\udc00\ud800""#.into(),
+        r#""to":"b","body":["x"]"#.into(),
+        r#""to":"b","body64":"eA=""#.into(),
+        r#""to":"b","body64":"eA""#.into(),
+        r#""to":"b","body64":"eB==""#.into(),
+        r#""to":"b","body64":"-_8=""#.into(),
+        r#""to":"b","body64":"eA==\n""#.into(),
+        r#""to":"b","body64":null"#.into(),
+        r#""to":"","body":"x""#.into(),
+        r#""to":"b\u0007","body":"x""#.into(),
+        r#""to":{"user":"b"},"body":"x""#.into(),
+        r#""convo":"dm:b:a","body":"x""#.into(),
+        r#""convo":"dm:a:b%3a","body":"x""#.into(),
+        r#""convo":"","body":"x""#.into(),
+        format!(r#""to":"{long}","body":"x""#),
+        format!(r#""convo":"{long}","body":"x""#),
+    ];
+    for rest in rests {
+        let rejected = refused(&format!(r#"{{"t":"send","ref":5,"id":"c9",{rest}}}"#));
+        assert_eq!(rejected.code, ErrorCode::BadRequest, "{rest}");
+        assert_eq!(rejected.reference, Some(5), "{rest}");
+        assert_eq!(rejected.id.as_deref(), Some("c9"), "{rest}");
+    }
+    let rejected = refused(&format!(
+        r#"{{"t":"send","ref":5,"id":"{long}","to":"b","body":""}}"#
+    ));
+    assert_eq!(rejected.id.as_deref(), Some(&*long));
+    let rejected = refused(r#"{"t":"send","ref":5,"id":9,"to":"b","body":""}"#);
+    assert_eq!((rejected.reference, rejected.id), (Some(5), None));
+    let rejected = refused(r#"{"t":"send","ref":"5","id":"c9","to":"b","body":""}"#);
+    assert_eq!(
+        (rejected.reference, rejected.id.as_deref()),
+        (None, Some("c9"))
+    );
+    // Only a send has an id to carry.
+    assert_eq!(refused(r#"{"t":"ack","id":"c9"}"#).id, None);
+}
+
+#[test]
+fn a_body_is_bounded_as_decoded() {
+    let frame = |field: &str, body: &str| {
+        format!(r#"{{"t":"send","ref":1,"id":"c","to":"b","{field}":"{body}"}}"#)
+    };
+    let at_most = "x".repeat(BODY_SIZE_MAX);
+    assert_eq!(
+        decoded(&frame("body", &at_most)),
+        send(to("b"), "c", text_body(&at_most))
+    );
+    let encoded = STANDARD.encode(&at_most);
+    assert_eq!(
+        decoded(&frame("body64", &encoded)),
+        send(to("b"), "c", binary_body(at_most.as_bytes()))
+    );
+    let over = "x".repeat(BODY_SIZE_MAX + 1);
+    for frame in [
+        frame("body", &over),
+        frame("body64", &STANDARD.encode(&over)),
+    ] {
+        let rejected = refused(&frame);
+        assert_eq!(rejected.code, ErrorCode::TooLarge);
+        assert_eq!(
+            (rejected.reference, rejected.limit),
+            (Some(1), Some(65_536))
+        );
+        assert_eq!(rejected.id.as_deref(), Some("c"));
+    }
+    // 65,534 bytes escaped as more count as what they stand for.
+    let escaped = "\\u00e4".repeat(10_000);
+    assert_eq!(
+        decoded(&frame("body", &escaped)),
+        send(to("b"), "c", text_body(&"\u{e4}".repeat(10_000)))
+    );
+}
+
+#[test]
+fn unknown_operations_and_fields() {
+    for name in ["nonsense", "", "PING", "send "] {
+        let rejected = refused(&format!(r#"{{"t":"{name}","ref":3}}"#));
+        assert_eq!(
+            (rejected.code, rejected.reference),
+            (ErrorCode::UnknownOperation, Some(3))
+        );
+    }
+    for later in LATER {
+        assert_eq!(
+            decoded(&format!(r#"{{"t":"{later}"}}"#)),
+            Operation::Later(later)
+        );
+    }
+    let deep = format!("{}{}", "[".repeat(50_000), "]".repeat(50_000));
+    for extra in [r#""\ud800""#, "1e999", r#"{"t":[{}]}"#, &deep] {
+        assert_eq!(
+            decoded(&format!(r#"{{"x":{extra},"t":"ping","\udfff":1}}"#)),
+            Operation::Ping
+        );
+    }
+    let rejected = refused(&format!(
+        r#"{{"t":"send","ref":1,"id":"c","to":"b","body":{deep}}}"#
+    ));
+    assert_eq!(rejected.code, ErrorCode::BadRequest);
+    assert_eq!(
+        refused(&"{\"a\":".repeat(50_000)).code,
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        refused(&format!(r#"{{"t":"sync","convos":{deep}}}"#)).code,
+        ErrorCode::BadRequest
+    );
+}
+
+#[test]
+fn of_a_name_that_comes_twice_the_last_counts() {
+    let request = decode(br#"{"t":"send","ref":1,"t":"ping","ref":2}"#).expect("valid");
+    assert_eq!(
+        request,
+        Request {
+            reference: Some(2),
+            operation: Operation::Ping
+        }
+    );
+    assert_eq!(
+        decoded(r#"{"t":"sync","convos":{"a":1,"a":2,"b":1,"b":null}}"#),
+        Operation::Sync {
+            convos: Some(vec![("a".into(), 2)])
+        }
+    );
+}
+
+fn encoded(event: Event) -> Value {
+    let mut out = b"kept".to_vec();
+    encode(&event, &mut out);
+    serde_json::from_slice(&out[4..]).expect("JSON")
+}
+
+fn message(body: Body) -> Message {
+    Message {
+        convo: "dm:a:\"".into(),
+        seq: 3,
+        mid: u64::MAX,
+        ts: 1_700_000_000_000,
+        from: "a".into(),
+        device: "d".into(),
+        id: "c\\1".into(),
+        body,
+    }
+}
+
+#[test]
+fn answers_have_the_fields_of_the_page() {
+    let sent = Event::Sent {
+        reference: Some(-4),
+        convo: "team",
+        id: "c",
+        seq: 1,
+        mid: 1 << 60,
+        ts: 5,
+        dup: true,
+    };
+    assert_eq!(
+        encoded(sent),
+        json!({"t":"sent","ref":-4,"convo":"team","id":"c","seq":1,"mid":"1152921504606846976",
+               "ts":5,"dup":true})
+    );
+    assert_eq!(
+        encoded(Event::Synced {
+            reference: None,
+            heads: &[]
+        }),
+        json!({"t":"synced","convos":{}})
+    );
+    let heads = [("a\"".into(), 1), ("b".into(), 2)];
+    assert_eq!(
+        encoded(Event::Synced {
+            reference: Some(1),
+            heads: &heads
+        }),
+        json!({"t":"synced","ref":1,"convos":{"a\"":1,"b":2}})
+    );
+    assert_eq!(
+        encoded(Event::Pong {
+            reference: None,
+            ts: 9
+        }),
+        json!({"t":"pong","ts":9})
+    );
+    let error = Event::Error {
+        reference: Some(1),
+        id: Some("c"),
+        code: ErrorCode::Unavailable,
+        message: "m",
+        limit: None,
+        retry_ms: Some(250),
+    };
+    assert_eq!(
+        encoded(error),
+        json!({"t":"error","ref":1,"id":"c","code":"unavailable","message":"m","retry_ms":250})
+    );
+}
+
+#[test]
+fn pushes_have_the_fields_of_the_page() {
+    let welcome = Event::Welcome {
+        user: "a",
+        device: "d",
+        session: "1-2",
+        heartbeat_ms: 30_000,
+        ticket: "x",
+        server: "e",
+    };
+    assert_eq!(
+        encoded(welcome),
+        json!({"t":"welcome","user":"a","device":"d","session":"1-2","heartbeat_ms":30000,
+               "ticket":"x","server":"e"})
+    );
+    assert_eq!(
+        encoded(Event::Message(&message(text_body("\u{0}\u{2028}\"")))),
+        json!({"t":"msg","convo":"dm:a:\"","seq":3,"mid":"18446744073709551615","from":"a",
+               "id":"c\\1","ts":1_700_000_000_000_u64,"body":"\u{0}\u{2028}\""})
+    );
+    let binary = encoded(Event::Message(&message(binary_body(&[255]))));
+    assert_eq!(
+        (&binary["body64"], &binary["body"]),
+        (&json!("/w=="), &Value::Null)
+    );
+    let receipt = Event::Receipt {
+        convo: "c",
+        seq: 2,
+        watermark: Watermark::Read,
+        by: "b",
+    };
+    assert_eq!(
+        encoded(receipt),
+        json!({"t":"receipt","convo":"c","seq":2,"kind":"read","by":"b"})
+    );
+    let goodbye = Goodbye::Drain;
+    assert_eq!(
+        encoded(Event::Goaway {
+            goodbye,
+            reconnect_ms: Some(7)
+        }),
+        json!({"t":"goaway","reason":"drain","reconnect_ms":7})
+    );
+    assert_eq!(encoded(Event::Behind), json!({"t":"behind"}));
+}
+
+#[test]
+fn the_worst_body_stays_below_the_bound_of_a_frame() {
+    let mut out = Vec::new();
+    encode_message(
+        &message(text_body(&"\u{1}".repeat(BODY_SIZE_MAX))),
+        &mut out,
+    );
+    assert!(out.len() < crate::limits::SERVER_FRAME_SIZE_MAX);
+}
+
+/// The decoder's naive twin for frames without faults: a whole document, looked at by name.
+fn naive(frame: &str) -> Option<(Option<i64>, String)> {
+    let value: Value = serde_json::from_str(frame).ok()?;
+    let object = value.as_object()?;
+    Some((
+        object.get("ref").and_then(Value::as_i64),
+        object.get("t")?.as_str()?.to_owned(),
+    ))
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn mutilated_frames_never_panic(
+        index in 0usize..12, at in 0usize..80, byte in any::<u8>(), cut in 0usize..80,
+    ) {
+        let mut bytes = good_frames()[index].0.as_bytes().to_vec();
+        let size = bytes.len();
+        bytes[at % size] = byte;
+        bytes.remove(cut % size);
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn the_splitting_agrees_with_a_whole_parse(
+        reference in -INTEGER_MAX..=INTEGER_MAX, body in "\\PC{0,40}", id in "[a-z\"\\\\]{1,9}",
+    ) {
+        let frame = json!({"id":id,"body":body,"to":"b","ref":reference,"t":"send","x":[body]});
+        let frame = frame.to_string();
+        let request = decode(frame.as_bytes()).expect("valid");
+        prop_assert_eq!(naive(&frame), Some((request.reference, "send".to_owned())));
+        prop_assert_eq!(request.operation, send(to("b"), &id, text_body(&body)));
+    }
+}

@@ -1,0 +1,207 @@
+//! What clients ask and what they are told, whatever subprotocol carries it.
+//!
+//! An [`Operation`] is valid by construction: its ids are within bounds, its conversation names are
+//! canonical, its body fits. What only the sequencer can know (membership, heads) is not decided here.
+
+use crate::link::message::{Code, Target, Watermark};
+use crate::link::record::{Body, ConversationName, Id, Message};
+
+/// Every integer of the protocol but `mid` lies within plus and minus this: 2^53 - 1, what an IEEE
+/// double (a JavaScript number) holds exactly.
+pub const INTEGER_MAX: i64 = (1 << 53) - 1;
+
+/// One frame of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The client's `ref`, which its answer repeats.
+    pub reference: Option<i64>,
+    pub operation: Operation,
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Send {
+        target: Target,
+        id: Id,
+        body: Body,
+    },
+    Acknowledge {
+        convo: ConversationName,
+        seq: u64,
+        watermark: Watermark,
+    },
+    /// `None`: everything behind this device's cursors.
+    Sync {
+        convos: Option<Vec<(ConversationName, u64)>>,
+    },
+    Ping,
+    /// An operation of the protocol that this version knows by name only.
+    Later(&'static str),
+}
+
+/// Operations that the protocol names and this version answers `unknown_op`.
+pub const LATER: [&str; 18] = [
+    "history",
+    "convos",
+    "group.create",
+    "group.add",
+    "group.remove",
+    "group.role",
+    "group.leave",
+    "group.info",
+    "channel.create",
+    "channel.subscribe",
+    "channel.unsubscribe",
+    "convo.set",
+    "devices",
+    "device.revoke",
+    "privacy",
+    "presence.sub",
+    "presence.unsub",
+    "typing",
+];
+
+/// A frame that is no operation: what its `error` says. The connection stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The frame's `ref`, whenever that could be read as an integer.
+    pub reference: Option<i64>,
+    /// The `id` of a `send`, whenever that could be read as text; it may be out of bounds.
+    pub id: Option<Id>,
+    pub code: ErrorCode,
+    pub message: &'static str,
+    /// The bound that was passed.
+    pub limit: Option<u64>,
+}
+
+/// The codes of `error` frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    BadRequest,
+    UnknownOperation,
+    NotMember,
+    NoSuchConversation,
+    TooLarge,
+    RateLimited,
+    GroupFull,
+    Forbidden,
+    Unavailable,
+    Internal,
+}
+
+impl ErrorCode {
+    /// As it stands in the frame.
+    pub fn text(self) -> &'static str {
+        match self {
+            ErrorCode::BadRequest => "bad_request",
+            ErrorCode::UnknownOperation => "unknown_op",
+            ErrorCode::NotMember => "not_member",
+            ErrorCode::NoSuchConversation => "no_such_convo",
+            ErrorCode::TooLarge => "too_large",
+            ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::GroupFull => "group_full",
+            ErrorCode::Forbidden => "forbidden",
+            ErrorCode::Unavailable => "unavailable",
+            ErrorCode::Internal => "internal",
+        }
+    }
+}
+
+impl From<Code> for ErrorCode {
+    fn from(code: Code) -> ErrorCode {
+        match code {
+            Code::BadRequest => ErrorCode::BadRequest,
+            Code::NotMember => ErrorCode::NotMember,
+            Code::NoSuchConversation => ErrorCode::NoSuchConversation,
+            Code::Forbidden => ErrorCode::Forbidden,
+            Code::RateLimited => ErrorCode::RateLimited,
+            Code::Unavailable => ErrorCode::Unavailable,
+            Code::Internal => ErrorCode::Internal,
+        }
+    }
+}
+
+/// Why a connection is about to be closed, and with which code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goodbye {
+    Drain,
+    Replaced,
+    Overload,
+    Slow,
+}
+
+impl Goodbye {
+    /// The `reason` of the `goaway` frame and of the close frame after it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Goodbye::Drain => "drain",
+            Goodbye::Replaced => "replaced",
+            Goodbye::Overload => "overload",
+            Goodbye::Slow => "slow",
+        }
+    }
+
+    /// The WebSocket close code after the `goaway` frame.
+    pub fn close_code(self) -> u16 {
+        match self {
+            Goodbye::Drain => 1001,
+            Goodbye::Replaced => 4001,
+            Goodbye::Overload => 1013,
+            Goodbye::Slow => 4003,
+        }
+    }
+}
+
+/// One frame to a client.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    Welcome {
+        user: &'a str,
+        device: &'a str,
+        session: &'a str,
+        heartbeat_ms: u64,
+        ticket: &'a str,
+        server: &'a str,
+    },
+    Sent {
+        reference: Option<i64>,
+        convo: &'a str,
+        id: &'a str,
+        seq: u64,
+        mid: u64,
+        /// Milliseconds since 1970 UTC.
+        ts: u64,
+        dup: bool,
+    },
+    Message(&'a Message),
+    Receipt {
+        convo: &'a str,
+        seq: u64,
+        watermark: Watermark,
+        by: &'a str,
+    },
+    Synced {
+        reference: Option<i64>,
+        heads: &'a [(ConversationName, u64)],
+    },
+    Pong {
+        reference: Option<i64>,
+        /// Milliseconds since 1970 UTC.
+        ts: u64,
+    },
+    Goaway {
+        goodbye: Goodbye,
+        /// When this client is to come back; absent when it is not to.
+        reconnect_ms: Option<u64>,
+    },
+    Behind,
+    Error {
+        reference: Option<i64>,
+        id: Option<&'a str>,
+        code: ErrorCode,
+        message: &'a str,
+        limit: Option<u64>,
+        retry_ms: Option<u64>,
+    },
+}
