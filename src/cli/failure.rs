@@ -27,10 +27,7 @@ impl Failure {
         let by_usage = error.chain().any(|cause| {
             cause.is::<Usage>() || cause.downcast_ref::<io::Error>().is_some_and(is_usage)
         });
-        Failure {
-            code: if by_usage { CODE_USAGE } else { CODE_FAULT },
-            message: one_line(error),
-        }
+        Failure { code: if by_usage { CODE_USAGE } else { CODE_FAULT }, message: one_line(error) }
     }
 }
 

@@ -77,14 +77,7 @@ pub fn write_frame(
 ) {
     let size = u32::try_from(payload.len()).expect("payloads are bounded by limits.rs");
     let checksum = checksum(payload);
-    Header {
-        size,
-        checksum,
-        kind,
-        number,
-        acknowledged,
-    }
-    .write(out);
+    Header { size, checksum, kind, number, acknowledged }.write(out);
     out.extend_from_slice(payload);
 }
 
@@ -145,10 +138,7 @@ mod tests {
         }
         reader.push(&bytes[bytes.len() - 1..]);
         let (header, payload) = reader.next().expect("well formed").expect("whole");
-        assert_eq!(
-            (header.number, header.acknowledged, &payload[..]),
-            (7, 3, &b"entry"[..])
-        );
+        assert_eq!((header.number, header.acknowledged, &payload[..]), (7, 3, &b"entry"[..]));
         assert_eq!(reader.next(), Ok(None));
     }
 

@@ -86,12 +86,7 @@ impl Secret {
 
     /// HMAC-SHA-256 (RFC 2104) over the side that speaks and both hellos.
     pub fn prove(&self, speaker: Role, initiator: &Hello, responder: &Hello) -> Bytes {
-        Bytes::copy_from_slice(
-            &self
-                .mac(speaker, initiator, responder)
-                .finalize()
-                .into_bytes(),
-        )
+        Bytes::copy_from_slice(&self.mac(speaker, initiator, responder).finalize().into_bytes())
     }
 
     /// Compares in constant time.
@@ -118,11 +113,7 @@ impl Secret {
 
 /// Refuses another version before anything else is looked at.
 pub fn check_version(hello: &Hello) -> Result<(), LinkViolation> {
-    if hello.version == LINK_VERSION {
-        Ok(())
-    } else {
-        Err(LinkViolation::Version(hello.version))
-    }
+    if hello.version == LINK_VERSION { Ok(()) } else { Err(LinkViolation::Version(hello.version)) }
 }
 
 #[cfg(test)]
@@ -131,14 +122,7 @@ mod tests {
 
     fn hello(role: Role, nonce: u64) -> Hello {
         let name = Id::from("name");
-        Hello {
-            version: LINK_VERSION,
-            role,
-            name,
-            incarnation: 5,
-            nonce,
-            durable_seen: 0,
-        }
+        Hello { version: LINK_VERSION, role, name, incarnation: 5, nonce, durable_seen: 0 }
     }
 
     #[test]
@@ -148,19 +132,10 @@ mod tests {
         let proof = secret.prove(Role::Edge, &edge, &sequencer);
         assert_eq!(secret.check(Role::Edge, &edge, &sequencer, &proof), Ok(()));
         let refused = Err(LinkViolation::Secret);
-        assert_eq!(
-            Secret::new(b"other").check(Role::Edge, &edge, &sequencer, &proof),
-            refused
-        );
-        assert_eq!(
-            secret.check(Role::Sequencer, &edge, &sequencer, &proof),
-            refused
-        );
+        assert_eq!(Secret::new(b"other").check(Role::Edge, &edge, &sequencer, &proof), refused);
+        assert_eq!(secret.check(Role::Sequencer, &edge, &sequencer, &proof), refused);
         let later = hello(Role::Sequencer, 3);
         assert_eq!(secret.check(Role::Edge, &edge, &later, &proof), refused);
-        assert_eq!(
-            secret.check(Role::Edge, &edge, &sequencer, &proof[..31]),
-            refused
-        );
+        assert_eq!(secret.check(Role::Edge, &edge, &sequencer, &proof[..31]), refused);
     }
 }

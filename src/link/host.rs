@@ -142,6 +142,12 @@ impl Links {
         }
     }
 
+    /// The microseconds until [`Links::flush`] has something to do by itself, at most `max_us`.
+    pub fn wait_us(&self, max_us: u64) -> u64 {
+        let down = |peer: &Peer| peer.address.is_some() && peer.connection.is_none();
+        if self.peers.iter().any(down) { max_us.min(REDIAL_US) } else { max_us }
+    }
+
     fn accepted<R: Ring>(&mut self, now: Now, completion: Completion, ring: &mut R) {
         if !completion.more {
             let listener = self.listener.expect("only a listener accepts");
@@ -151,12 +157,7 @@ impl Links {
             return;
         };
         let socket = Socket::Direct(slot);
-        let greeting = self
-            .connections
-            .iter()
-            .flatten()
-            .filter(|c| c.peer().is_none())
-            .count();
+        let greeting = self.connections.iter().flatten().filter(|c| c.peer().is_none()).count();
         if greeting >= GREETING_COUNT_MAX {
             ring.close(socket, true);
             return;
@@ -174,20 +175,12 @@ impl Links {
             return;
         }
         let hello = self.hello();
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("looked up above");
+        let connection = self.connections[slot as usize].as_mut().expect("looked up above");
         let Stage::Dialing { peer } = connection.stage else {
             return;
         };
         connection.last_heard_us = now.monotonic_us;
-        write_frame(
-            FrameKind::Hello,
-            0,
-            0,
-            &hello.to_bytes(),
-            &mut connection.out,
-        );
+        write_frame(FrameKind::Hello, 0, 0, &hello.to_bytes(), &mut connection.out);
         connection.stage = Stage::Helloed { peer, hello };
         self.arm_receive(slot, ring);
     }
@@ -196,9 +189,7 @@ impl Links {
         let slot = self.current(completion.token);
         if let (Some(buffer), Some(slot)) = (completion.buffer, slot) {
             let bytes = ring.bytes(buffer, completion.result.max(0) as usize);
-            let connection = self.connections[slot as usize]
-                .as_mut()
-                .expect("looked up above");
+            let connection = self.connections[slot as usize].as_mut().expect("looked up above");
             connection.reader.push(bytes);
             connection.last_heard_us = now.monotonic_us;
         }
@@ -207,10 +198,7 @@ impl Links {
         }
         let Some(slot) = slot else { return };
         if !completion.more {
-            self.connections[slot as usize]
-                .as_mut()
-                .expect("looked up above")
-                .receiving = false;
+            self.connections[slot as usize].as_mut().expect("looked up above").receiving = false;
         }
         if completion.result <= 0 && completion.result != -libc::ENOBUFS {
             self.drop_connection(slot, ring);
@@ -228,9 +216,7 @@ impl Links {
         let Some(slot) = self.current(completion.token) else {
             return;
         };
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("looked up above");
+        let connection = self.connections[slot as usize].as_mut().expect("looked up above");
         connection.sending = false;
         if connection.out.is_empty()
             && let Some(emptied) = emptied
@@ -274,11 +260,7 @@ impl Links {
         let session = peer.session.as_mut().ok_or(LinkViolation::Unexpected)?;
         if session.receive(header)? {
             self.counters.entries_received_total += 1;
-            self.events.push_back(LinkEvent::Entry {
-                peer: id,
-                number: header.number,
-                entry,
-            });
+            self.events.push_back(LinkEvent::Entry { peer: id, number: header.number, entry });
         }
         Ok(())
     }
@@ -291,11 +273,7 @@ impl Links {
         payload: Bytes,
         ring: &mut R,
     ) -> Result<(), LinkViolation> {
-        let stage = self.connections[slot as usize]
-            .as_ref()
-            .expect("reading it")
-            .stage
-            .clone();
+        let stage = self.connections[slot as usize].as_ref().expect("reading it").stage.clone();
         match (stage, header.kind) {
             (Stage::Expecting, FrameKind::Hello) => self.challenge(slot, payload),
             (Stage::Helloed { peer, hello }, FrameKind::Challenge) => {
@@ -316,20 +294,9 @@ impl Links {
         check_version(&theirs)?;
         let ours = self.hello();
         let proof = self.options.secret.prove(self.options.role, &theirs, &ours);
-        let challenge = Challenge {
-            hello: ours.clone(),
-            proof,
-        };
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("reading it");
-        write_frame(
-            FrameKind::Challenge,
-            0,
-            0,
-            &challenge.to_bytes(),
-            &mut connection.out,
-        );
+        let challenge = Challenge { hello: ours.clone(), proof };
+        let connection = self.connections[slot as usize].as_mut().expect("reading it");
+        write_frame(FrameKind::Challenge, 0, 0, &challenge.to_bytes(), &mut connection.out);
         connection.stage = Stage::Challenged { theirs, ours };
         Ok(())
     }
@@ -344,9 +311,7 @@ impl Links {
         let challenge = Challenge::from_bytes(payload)?;
         let theirs = challenge.hello;
         check_version(&theirs)?;
-        self.options
-            .secret
-            .check(theirs.role, ours, &theirs, &challenge.proof)?;
+        self.options.secret.check(theirs.role, ours, &theirs, &challenge.proof)?;
         let peer = &self.peers[id.0 as usize];
         let goes_on = peer.incarnation == theirs.incarnation;
         let (session, received) = match &peer.session {
@@ -354,21 +319,9 @@ impl Links {
             _ => (0, 0),
         };
         let proof = self.options.secret.prove(self.options.role, ours, &theirs);
-        let proof = Proof {
-            proof,
-            session,
-            received,
-        };
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("reading it");
-        write_frame(
-            FrameKind::Proof,
-            0,
-            0,
-            &proof.to_bytes(),
-            &mut connection.out,
-        );
+        let proof = Proof { proof, session, received };
+        let connection = self.connections[slot as usize].as_mut().expect("reading it");
+        write_frame(FrameKind::Proof, 0, 0, &proof.to_bytes(), &mut connection.out);
         connection.stage = Stage::Proved { peer: id, theirs };
         Ok(())
     }
@@ -383,9 +336,7 @@ impl Links {
         ring: &mut R,
     ) -> Result<(), LinkViolation> {
         let proof = Proof::from_bytes(payload)?;
-        self.options
-            .secret
-            .check(theirs.role, theirs, ours, &proof.proof)?;
+        self.options.secret.check(theirs.role, theirs, ours, &proof.proof)?;
         let id = self.peer_named(theirs);
         if let Some(old) = self.peers[id.0 as usize].connection {
             self.drop_connection(old, ring);
@@ -405,26 +356,11 @@ impl Links {
             self.next_session += 1;
             self.start_session(id, session, theirs);
         }
-        let session = self.peers[id.0 as usize]
-            .session
-            .as_ref()
-            .expect("resumed or started");
-        let begin = Begin {
-            session: session.id,
-            resumed,
-            received: session.received(),
-        };
+        let session = self.peers[id.0 as usize].session.as_ref().expect("resumed or started");
+        let begin = Begin { session: session.id, resumed, received: session.received() };
         self.attach(now, slot, id);
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("reading it");
-        write_frame(
-            FrameKind::Begin,
-            0,
-            0,
-            &begin.to_bytes(),
-            &mut connection.out,
-        );
+        let connection = self.connections[slot as usize].as_mut().expect("reading it");
+        write_frame(FrameKind::Begin, 0, 0, &begin.to_bytes(), &mut connection.out);
         Ok(())
     }
 
@@ -440,9 +376,7 @@ impl Links {
         if begin.resumed {
             let session = self.peers[id.0 as usize].session.as_mut();
             let session = session.filter(|session| session.id == begin.session);
-            session
-                .ok_or(LinkViolation::Unexpected)?
-                .reconnect(begin.received)?;
+            session.ok_or(LinkViolation::Unexpected)?.reconnect(begin.received)?;
         } else {
             self.start_session(id, begin.session, theirs);
         }
@@ -451,9 +385,7 @@ impl Links {
     }
 
     fn attach(&mut self, now: Now, slot: u32, id: PeerId) {
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("reading it");
+        let connection = self.connections[slot as usize].as_mut().expect("reading it");
         connection.stage = Stage::Attached { peer: id };
         let peer = &mut self.peers[id.0 as usize];
         peer.connection = Some(slot);
@@ -487,8 +419,7 @@ impl Links {
     fn peer_named(&mut self, hello: &Hello) -> PeerId {
         let known = |peer: &Peer| peer.accepted_as(hello.role, &hello.name);
         let index = self.peers.iter().position(known).unwrap_or_else(|| {
-            self.peers
-                .push(Peer::accepted(hello.role, hello.name.clone()));
+            self.peers.push(Peer::accepted(hello.role, hello.name.clone()));
             self.peers.len() - 1
         });
         PeerId(index as u32)
@@ -520,11 +451,7 @@ impl Links {
         let Some(connection) = self.connections[slot as usize].as_ref() else {
             return;
         };
-        let patience = if connection.peer().is_some() {
-            SILENCE_US
-        } else {
-            GREETING_US
-        };
+        let patience = if connection.peer().is_some() { SILENCE_US } else { GREETING_US };
         if now.monotonic_us > connection.last_heard_us + patience {
             self.drop_connection(slot, ring);
             return;
@@ -536,9 +463,7 @@ impl Links {
     }
 
     fn send<R: Ring>(&mut self, now: Now, slot: u32, ring: &mut R) {
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("kept by the caller");
+        let connection = self.connections[slot as usize].as_mut().expect("kept by the caller");
         if connection.sending {
             return;
         }
@@ -563,9 +488,7 @@ impl Links {
 
     fn arm_receive<R: Ring>(&mut self, slot: u32, ring: &mut R) {
         let token = Token::new(Kind::LinkReceive, slot, self.generations[slot as usize]);
-        let connection = self.connections[slot as usize]
-            .as_mut()
-            .expect("checked by the caller");
+        let connection = self.connections[slot as usize].as_mut().expect("checked by the caller");
         if !connection.receiving && ring.buffers_free() > 0 {
             connection.receiving = true;
             ring.receive(connection.socket, token);

@@ -79,10 +79,9 @@ impl Session {
                 self.received += 1;
                 Ok(true)
             }
-            FrameKind::Entry => Err(LinkViolation::Number {
-                expected: self.received + 1,
-                got: header.number,
-            }),
+            FrameKind::Entry => {
+                Err(LinkViolation::Number { expected: self.received + 1, got: header.number })
+            }
             _ => Err(LinkViolation::Unexpected),
         }
     }
@@ -131,10 +130,7 @@ impl Session {
             return Err(LinkViolation::Acknowledged(number));
         }
         while self.acknowledged_by_peer < number {
-            let entry = self
-                .unacknowledged
-                .pop_front()
-                .expect("transmitted counts entries kept");
+            let entry = self.unacknowledged.pop_front().expect("transmitted counts entries kept");
             self.unacknowledged_size -= entry.len();
             self.transmitted -= 1;
             self.acknowledged_by_peer += 1;
@@ -171,11 +167,7 @@ mod tests {
         assert_eq!(left.submit(vec![2; 6]), Err(LinkFull));
         assert_eq!(carry(&mut left, &mut right), vec![vec![1; 6]]);
         carry(&mut right, &mut left);
-        assert_eq!(
-            left.submit(vec![2; 6]),
-            Err(LinkFull),
-            "received is not answered"
-        );
+        assert_eq!(left.submit(vec![2; 6]), Err(LinkFull), "received is not answered");
         right.answer(1);
         carry(&mut right, &mut left);
         assert_eq!(left.submit(vec![2; 6]), Ok(2));
@@ -220,14 +212,8 @@ mod tests {
             number,
             acknowledged,
         };
-        assert_eq!(
-            session.receive(&entry(1, 1)),
-            Err(LinkViolation::Acknowledged(1))
-        );
-        let skipped = Err(LinkViolation::Number {
-            expected: 1,
-            got: 2,
-        });
+        assert_eq!(session.receive(&entry(1, 1)), Err(LinkViolation::Acknowledged(1)));
+        let skipped = Err(LinkViolation::Number { expected: 1, got: 2 });
         assert_eq!(session.receive(&entry(2, 0)), skipped);
         assert!(session.reconnect(1).is_err());
     }

@@ -9,10 +9,7 @@
 //! - Never a cancel by descriptor (it walks every request of the ring), never `OP_SHUTDOWN` (it goes
 //!   to a worker thread).
 
-#![expect(
-    unsafe_code,
-    reason = "the kernel reads and writes our memory by address"
-)]
+#![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
 
 mod fault;
 mod listener;
@@ -43,10 +40,7 @@ const SEND_BIT: u64 = 1 << 63;
 const OVERFLOW_ROUNDS_MAX: usize = 8;
 /// `SO_LINGER` on, with no time to linger: the close sends RST. Static, for the kernel reads it
 /// when the request runs.
-static LINGER_RESET: libc::linger = libc::linger {
-    l_onoff: 1,
-    l_linger: 0,
-};
+static LINGER_RESET: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
 
 /// One ring. It belongs to the thread that made it: the kernel refuses requests of any other.
 pub struct KernelRing {
@@ -56,10 +50,7 @@ pub struct KernelRing {
     sends: Sends,
     watches: Vec<(Token, RawFd)>,
     /// Addresses of connects that the kernel has not read yet.
-    #[expect(
-        clippy::vec_box,
-        reason = "the kernel holds their addresses while the vector grows"
-    )]
+    #[expect(clippy::vec_box, reason = "the kernel holds their addresses while the vector grows")]
     addresses: Vec<Box<SockAddr>>,
     /// Completions that had to be fetched outside of a turn, to make room.
     backlog: Vec<Completion>,
@@ -145,9 +136,8 @@ impl KernelRing {
     }
 
     fn enter_and_wait(&mut self, wait_us: u64) -> io::Result<()> {
-        let timeout = Timespec::new()
-            .sec(wait_us / 1_000_000)
-            .nsec((wait_us % 1_000_000) as u32 * 1_000);
+        let timeout =
+            Timespec::new().sec(wait_us / 1_000_000).nsec((wait_us % 1_000_000) as u32 * 1_000);
         let arguments = SubmitArgs::new().timespec(&timeout);
         self.ring.submitter().submit_with_args(1, &arguments)?;
         self.forget_addresses();
@@ -218,12 +208,12 @@ impl KernelRing {
         let (start, size) = (rest.as_ptr(), rest.len() as u32);
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let entry = match socket {
-            Socket::Direct(slot) => opcode::Send::new(Fixed(slot), start, size)
-                .flags(flags)
-                .build(),
-            Socket::Ordinary(descriptor) => opcode::Send::new(Fd(descriptor), start, size)
-                .flags(flags)
-                .build(),
+            Socket::Direct(slot) => {
+                opcode::Send::new(Fixed(slot), start, size).flags(flags).build()
+            }
+            Socket::Ordinary(descriptor) => {
+                opcode::Send::new(Fd(descriptor), start, size).flags(flags).build()
+            }
         };
         self.push(entry.user_data(SEND_BIT | u64::from(key)));
     }
@@ -260,12 +250,12 @@ impl KernelRing {
 impl Ring for KernelRing {
     fn accept(&mut self, listener: Socket, token: Token) {
         let entry = match listener {
-            Socket::Direct(slot) => opcode::AcceptMulti::new(Fixed(slot))
-                .allocate_file_index(true)
-                .build(),
-            Socket::Ordinary(descriptor) => opcode::AcceptMulti::new(Fd(descriptor))
-                .allocate_file_index(true)
-                .build(),
+            Socket::Direct(slot) => {
+                opcode::AcceptMulti::new(Fixed(slot)).allocate_file_index(true).build()
+            }
+            Socket::Ordinary(descriptor) => {
+                opcode::AcceptMulti::new(Fd(descriptor)).allocate_file_index(true).build()
+            }
         };
         self.push(entry.user_data(token.to_raw()));
     }
@@ -304,9 +294,7 @@ impl Ring for KernelRing {
 
     fn watch(&mut self, descriptor: RawFd, token: Token) {
         self.watches.push((token, descriptor));
-        let entry = opcode::PollAdd::new(Fd(descriptor), libc::POLLIN as u32)
-            .multi(true)
-            .build();
+        let entry = opcode::PollAdd::new(Fd(descriptor), libc::POLLIN as u32).multi(true).build();
         self.push(entry.user_data(token.to_raw()));
     }
 
@@ -404,11 +392,7 @@ fn register_sockets(ring: &IoUring, wanted: u32) -> Result<u32, RingFault> {
     let sockets = u64::from(wanted).min(limit).min(SOCKETS_MAX) as u32;
     match ring.submitter().register_files_sparse(sockets) {
         Ok(()) => Ok(sockets),
-        Err(source) => Err(RingFault::SocketTable {
-            sockets,
-            limit,
-            source,
-        }),
+        Err(source) => Err(RingFault::SocketTable { sockets, limit, source }),
     }
 }
 
@@ -418,20 +402,14 @@ fn register_buffers(ring: &IoUring, options: &RingOptions) -> io::Result<Pool> {
     // SAFETY: the address is that of a page-aligned mapping of `count` entries, which the returned
     // pool keeps for longer than the ring, next to which it is stored.
     unsafe {
-        ring.submitter()
-            .register_buf_ring_with_flags(address, count, pool::GROUP, 0)?;
+        ring.submitter().register_buf_ring_with_flags(address, count, pool::GROUP, 0)?;
     }
     pool.offer_all();
     Ok(pool)
 }
 
 fn finished(token: Token, result: i32) -> Completion {
-    Completion {
-        token,
-        result,
-        more: false,
-        buffer: None,
-    }
+    Completion { token, result, more: false, buffer: None }
 }
 
 fn received(entry: &cqueue::Entry, token: Token, pool: &mut Pool) -> Completion {
@@ -444,19 +422,12 @@ fn received(entry: &cqueue::Entry, token: Token, pool: &mut Pool) -> Completion 
             buffer = None;
         }
     }
-    Completion {
-        token,
-        result,
-        more: cqueue::more(entry.flags()),
-        buffer,
-    }
+    Completion { token, result, more: cqueue::more(entry.flags()), buffer }
 }
 
 /// Sets the counter of the event descriptor back, and forgets a watch that has ended.
 fn drain_watch(watches: &mut Vec<(Token, RawFd)>, completion: &Completion) {
-    let found = watches
-        .iter()
-        .position(|(token, _)| *token == completion.token);
+    let found = watches.iter().position(|(token, _)| *token == completion.token);
     let Some(index) = found else {
         return;
     };

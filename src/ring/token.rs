@@ -86,11 +86,7 @@ mod tests {
     #[test]
     fn every_kind_survives_its_byte() {
         let known = (0..=u8::MAX).filter_map(Kind::from_byte);
-        assert!(
-            known
-                .clone()
-                .all(|kind| Kind::from_byte(kind as u8) == Some(kind))
-        );
+        assert!(known.clone().all(|kind| Kind::from_byte(kind as u8) == Some(kind)));
         assert_eq!(known.count(), Kind::Internal as usize);
     }
 
@@ -98,10 +94,7 @@ mod tests {
     fn a_token_gives_back_its_parts() {
         let token = Token::new(Kind::LinkSend, Token::SLOT_MAX, u32::MAX);
         let back = Token::from_raw(token.to_raw()).expect("made from a known kind");
-        assert_eq!(
-            (back.kind(), back.slot()),
-            (Kind::LinkSend, Token::SLOT_MAX)
-        );
+        assert_eq!((back.kind(), back.slot()), (Kind::LinkSend, Token::SLOT_MAX));
         assert_eq!(back.generation(), u32::MAX);
         assert_eq!(Token::from_raw(0), None);
     }

@@ -65,25 +65,14 @@ impl Appender {
         self.next_lsn += 1;
         let bytes = record.to_bytes();
         self.waiting_size += bytes.len();
-        self.waiting.push_back((
-            Decided {
-                lsn,
-                record,
-                waiters,
-            },
-            bytes,
-        ));
+        self.waiting.push_back((Decided { lsn, record, waiters }, bytes));
         lsn
     }
 
     /// Adds a waiter to a record that is not durable yet. `false`: it is not here.
     pub fn wait_for(&mut self, lsn: u64, waiter: Waiter) -> bool {
         let waiting = self.waiting.iter_mut().map(|(decided, _)| decided);
-        let found = self
-            .flight
-            .iter_mut()
-            .chain(waiting)
-            .find(|decided| decided.lsn == lsn);
+        let found = self.flight.iter_mut().chain(waiting).find(|decided| decided.lsn == lsn);
         found.map(|decided| decided.waiters.push(waiter)).is_some()
     }
 
@@ -165,12 +154,7 @@ mod tests {
         assert_eq!(appender.under_way(), Some(first));
         assert!(appender.durable(10).is_empty(), "not all of it");
         assert_eq!(appender.durable(11).len(), 1);
-        let Some(ToStore::Append {
-            first_lsn, count, ..
-        }) = appender.cut()
-        else {
-            panic!()
-        };
+        let Some(ToStore::Append { first_lsn, count, .. }) = appender.cut() else { panic!() };
         assert_eq!((first_lsn, count), (11, 2));
     }
 
@@ -185,12 +169,7 @@ mod tests {
 
     #[test]
     fn a_waiter_joins_until_the_record_is_durable() {
-        let waiter = Waiter {
-            peer: PeerId(1),
-            life: 1,
-            number: 9,
-            dup: true,
-        };
+        let waiter = Waiter { peer: PeerId(1), life: 1, number: 9, dup: true };
         let mut appender = Appender::new(1, 1);
         let lsn = appender.append(record(1), Vec::new());
         assert!(appender.wait_for(lsn, waiter));

@@ -130,11 +130,7 @@ impl Sequencer {
         match event {
             LinkEvent::Began { peer, .. } if peer == self.store => self.store_began(out),
             LinkEvent::Ended { peer } if peer == self.store => self.requests.close(),
-            LinkEvent::Entry {
-                peer,
-                number,
-                entry,
-            } if peer == self.store => {
+            LinkEvent::Entry { peer, number, entry } if peer == self.store => {
                 match FromStore::from_bytes(entry) {
                     Ok(answer) => self.store_said(answer, out),
                     Err(_) => self.break_with(peer),
@@ -143,11 +139,7 @@ impl Sequencer {
             }
             LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name),
             LinkEvent::Ended { peer } => self.edge_ended(peer),
-            LinkEvent::Entry {
-                peer,
-                number,
-                entry,
-            } => match ToSequencer::from_bytes(entry) {
+            LinkEvent::Entry { peer, number, entry } => match ToSequencer::from_bytes(entry) {
                 Ok(said) => self.edge_said(peer, number, said, out),
                 Err(_) => self.break_with(peer),
             },
@@ -196,9 +188,7 @@ impl Sequencer {
     }
 
     pub(super) fn appender(&mut self) -> &mut Appender {
-        self.appender
-            .as_mut()
-            .expect("nothing is decided before an epoch is granted")
+        self.appender.as_mut().expect("nothing is decided before an epoch is granted")
     }
 
     /// An answer to an entry of an edge, unless the session it came in is over.
@@ -211,17 +201,8 @@ impl Sequencer {
 
     pub(super) fn refuse(&mut self, waiter: Waiter, code: Code, why: &str, out: &mut dyn Outlet) {
         self.counters.refused_total += 1;
-        let retry_ms = if code == Code::Unavailable {
-            RETRY_MS
-        } else {
-            0
-        };
-        let refused = ToEdge::Refused {
-            to: waiter.number,
-            code,
-            message: why.into(),
-            retry_ms,
-        };
+        let retry_ms = if code == Code::Unavailable { RETRY_MS } else { 0 };
+        let refused = ToEdge::Refused { to: waiter.number, code, message: why.into(), retry_ms };
         self.answer(waiter, refused, out);
     }
 
@@ -250,10 +231,7 @@ impl Sequencer {
         let incarnation = self.incarnation;
         let ask = match &self.appender {
             None => ToStore::Acquire { incarnation },
-            Some(appender) => ToStore::Resume {
-                epoch: appender.epoch,
-                incarnation,
-            },
+            Some(appender) => ToStore::Resume { epoch: appender.epoch, incarnation },
         };
         self.requests.ask_first(self.store, ask, out);
     }
@@ -275,20 +253,10 @@ impl Sequencer {
             (FromStore::Fenced { .. }, _) => self.outcome = Outcome::Rebuild,
             (FromStore::Durable { next_lsn, .. }, _) => self.became_durable(next_lsn, out),
             (
-                FromStore::Conversation {
-                    head,
-                    fingerprints,
-                    complete,
-                    ..
-                },
+                FromStore::Conversation { head, fingerprints, complete, .. },
                 Purpose::Conversation(convo),
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
-            (
-                FromStore::User {
-                    devices, cursors, ..
-                },
-                Purpose::User(user),
-            ) => {
+            (FromStore::User { devices, cursors, .. }, Purpose::User(user)) => {
                 self.user_loaded(user, devices, cursors, out);
             }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
@@ -296,12 +264,7 @@ impl Sequencer {
             }
             (
                 FromStore::Messages { messages, .. },
-                Purpose::Range {
-                    user,
-                    device,
-                    convo,
-                    stream,
-                },
+                Purpose::Range { user, device, convo, stream },
             ) => self.range_read(&user, &device, &convo, stream, &messages, out),
             (FromStore::Records { records, count, .. }, Purpose::Log) => {
                 self.log_read(records, count, out);
@@ -311,30 +274,18 @@ impl Sequencer {
     }
 
     fn granted(&mut self, granted: FromStore, out: &mut dyn Outlet) {
-        let FromStore::Granted {
-            epoch,
-            next_lsn,
-            fanned_out,
-            mid,
-            ts,
-            edges,
-            ..
-        } = granted
-        else {
+        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, .. } = granted else {
             return;
         };
         self.appender = Some(Appender::new(epoch, next_lsn));
         self.last_mid = mid;
         self.last_ts = ts;
         let resume_us = self.now.monotonic_us + RETELL_US;
-        self.fanout
-            .recover(fanned_out, next_lsn - 1, edges, resume_us);
+        self.fanout.recover(fanned_out, next_lsn - 1, edges, resume_us);
         self.requests.open();
         self.read_log(out);
         let present: Vec<Id> = self.edges.values().map(|edge| edge.name.clone()).collect();
-        present
-            .into_iter()
-            .for_each(|name| self.note_edge(name, true));
+        present.into_iter().for_each(|name| self.note_edge(name, true));
     }
 
     fn resumed(&mut self, next_lsn: u64) {
@@ -356,9 +307,7 @@ impl Sequencer {
         match &decided.record {
             Record::Message { message } => self.message_durable(message, &decided.waiters, out),
             Record::Cursors { cursors } => {
-                cursors
-                    .iter()
-                    .for_each(|cursor| self.cursor_durable(cursor));
+                cursors.iter().for_each(|cursor| self.cursor_durable(cursor));
                 for waiter in &decided.waiters {
                     self.answer(*waiter, ToEdge::Done { to: waiter.number }, out);
                 }
@@ -379,11 +328,7 @@ impl Sequencer {
     fn edge_began(&mut self, peer: PeerId, name: Id) {
         self.lives += 1;
         self.fanout.untold(&name);
-        let edge = Edge {
-            name: name.clone(),
-            life: self.lives,
-            sessions: BTreeSet::new(),
-        };
+        let edge = Edge { name: name.clone(), life: self.lives, sessions: BTreeSet::new() };
         self.edges.insert(peer, edge);
         if self.appender.is_some() {
             self.note_edge(name, true);
@@ -404,69 +349,22 @@ impl Sequencer {
 
     fn note_edge(&mut self, name: Id, present: bool) {
         if self.fanout.note_edge(&name, present) {
-            self.appender()
-                .append(Record::Edge { name, present }, Vec::new());
+            self.appender().append(Record::Edge { name, present }, Vec::new());
         }
     }
 
     fn edge_said(&mut self, peer: PeerId, number: u64, said: ToSequencer, out: &mut dyn Outlet) {
-        let waiter = Waiter {
-            peer,
-            life: self.life_of(peer),
-            number,
-            dup: false,
-        };
+        let waiter = Waiter { peer, life: self.life_of(peer), number, dup: false };
         match said {
-            ToSequencer::Send {
-                user,
-                device,
-                target,
-                id,
-                body,
-                ..
-            } => {
-                self.send(
-                    waiter,
-                    super::order::Send {
-                        user,
-                        device,
-                        target,
-                        id,
-                        body,
-                    },
-                    out,
-                );
+            ToSequencer::Send { user, device, target, id, body, .. } => {
+                self.send(waiter, super::order::Send { user, device, target, id, body }, out);
             }
-            ToSequencer::Acknowledge {
-                user,
-                device,
-                convo,
-                seq,
-                watermark,
-                ..
-            } => {
-                let raise = super::inbox::Raise {
-                    waiter,
-                    device,
-                    convo,
-                    seq,
-                    watermark,
-                };
+            ToSequencer::Acknowledge { user, device, convo, seq, watermark, .. } => {
+                let raise = super::inbox::Raise { waiter, device, convo, seq, watermark };
                 self.acknowledge(user, raise, out);
             }
-            ToSequencer::Sync {
-                address,
-                session,
-                user,
-                device,
-                convos,
-            } => {
-                let asked = super::stream::Asked {
-                    waiter,
-                    address,
-                    session,
-                    device,
-                };
+            ToSequencer::Sync { address, session, user, device, convos } => {
+                let asked = super::stream::Asked { waiter, address, session, device };
                 self.sync(user, asked, convos, out);
             }
             ToSequencer::Retold => {

@@ -76,11 +76,7 @@ impl Fanout {
         self.read_upto = upto;
         self.consumed = fanned_out;
         self.logged = fanned_out;
-        self.expected = edges
-            .iter()
-            .filter(|name| !self.told.contains(*name))
-            .cloned()
-            .collect();
+        self.expected = edges.iter().filter(|name| !self.told.contains(*name)).cloned().collect();
         self.edges = edges.into_iter().collect();
         self.paused_until_us = resume_us;
     }
@@ -113,9 +109,7 @@ impl Fanout {
 
     /// Everything up to here is settled at every target.
     pub fn position(&self) -> u64 {
-        self.flights
-            .front()
-            .map_or(self.consumed, |flight| flight.lsn - 1)
+        self.flights.front().map_or(self.consumed, |flight| flight.lsn - 1)
     }
 
     fn is_paused(&self, now_us: u64) -> bool {
@@ -126,18 +120,11 @@ impl Fanout {
         if let Some(record) = self.recovered.pop_front() {
             return Some(record);
         }
-        if self.read_next <= self.read_upto {
-            None
-        } else {
-            self.fresh.pop_front()
-        }
+        if self.read_next <= self.read_upto { None } else { self.fresh.pop_front() }
     }
 
     fn flight(&mut self, lsn: u64) -> Option<&mut Flight> {
-        let index = self
-            .flights
-            .binary_search_by_key(&lsn, |flight| flight.lsn)
-            .ok()?;
+        let index = self.flights.binary_search_by_key(&lsn, |flight| flight.lsn).ok()?;
         self.flights.get_mut(index)
     }
 }
@@ -161,10 +148,7 @@ impl Sequencer {
     pub(super) fn read_log(&mut self, out: &mut dyn Outlet) {
         if self.fanout.read_next <= self.fanout.read_upto {
             let first_lsn = self.fanout.read_next;
-            let ask = ToStore::ReadLog {
-                first_lsn,
-                size_max: CHUNK_SIZE_MAX as u32,
-            };
+            let ask = ToStore::ReadLog { first_lsn, size_max: CHUNK_SIZE_MAX as u32 };
             self.ask(ask, Purpose::Log, out);
         }
     }
@@ -213,10 +197,7 @@ impl Sequencer {
                 (live, session.peer, session.target())
             });
             if !settled && let Some(flight) = self.fanout.flight(lsn) {
-                flight.targets.push(Target {
-                    user: user.clone(),
-                    device: device.clone(),
-                });
+                flight.targets.push(Target { user: user.clone(), device: device.clone() });
             }
             let sent_it = message.from == *user && message.device == device;
             match live {
@@ -235,14 +216,7 @@ impl Sequencer {
         }
         for (peer, targets) in pushes {
             self.counters.delivered_total += targets.len() as u64;
-            self.say(
-                peer,
-                ToEdge::Deliver {
-                    message: Message::clone(message),
-                    targets,
-                },
-                out,
-            );
+            self.say(peer, ToEdge::Deliver { message: Message::clone(message), targets }, out);
         }
     }
 
@@ -277,12 +251,7 @@ impl Sequencer {
                     continue;
                 }
                 let (convo, by) = (convo.clone(), user.clone());
-                let task = Task::Tell {
-                    convo,
-                    seq,
-                    watermark,
-                    by,
-                };
+                let task = Task::Tell { convo, seq, watermark, by };
                 // Who is not loaded has no session, and nobody to tell.
                 if self.users.contains_key(&member) {
                     self.with_user(member, task, out);
@@ -308,23 +277,11 @@ impl Sequencer {
         };
         let sessions = entry.devices.values().filter(|device| hears(device));
         let sessions = sessions.filter_map(|device| device.session.as_ref());
-        let sessions: Vec<_> = sessions
-            .map(|session| (session.peer, session.target()))
-            .collect();
+        let sessions: Vec<_> = sessions.map(|session| (session.peer, session.target())).collect();
         self.counters.receipts_total += sessions.len() as u64;
         for (peer, target) in sessions {
             let (convo, by) = (convo.clone(), by.clone());
-            self.say(
-                peer,
-                ToEdge::Receipt {
-                    target,
-                    convo,
-                    seq,
-                    watermark,
-                    by,
-                },
-                out,
-            );
+            self.say(peer, ToEdge::Receipt { target, convo, seq, watermark, by }, out);
         }
     }
 
@@ -356,14 +313,7 @@ impl Sequencer {
     fn depart(&mut self, lsn: u64, users_due: usize, message: Option<(ConversationName, u64)>) {
         let since_us = self.now.monotonic_us;
         let targets = Vec::new();
-        let flight = Flight {
-            lsn,
-            since_us,
-            users_due,
-            message,
-            targets,
-            marked: false,
-        };
+        let flight = Flight { lsn, since_us, users_due, message, targets, marked: false };
         self.fanout.flights.push_back(flight);
     }
 
@@ -389,25 +339,17 @@ impl Sequencer {
                 marks.extend(targets.map(|t| (t.user.clone(), t.device.clone(), convo.clone())));
             }
         }
-        marks
-            .iter()
-            .for_each(|(user, device, convo)| self.mark(user, device, convo));
+        marks.iter().for_each(|(user, device, convo)| self.mark(user, device, convo));
     }
 
     fn is_settled(&self, flight: &Flight, target: &Target) -> bool {
         let Some((convo, seq)) = &flight.message else {
             return true;
         };
-        let device = self
-            .users
-            .get(&target.user)
-            .and_then(|u| u.devices.get(&target.device));
+        let device = self.users.get(&target.user).and_then(|u| u.devices.get(&target.device));
         let Some(device) = device else { return true };
         // The pseudo-device's marker was inherited by the first real device.
-        device
-            .cursors
-            .get(convo)
-            .is_some_and(|cursor| cursor.settles(*seq))
+        device.cursors.get(convo).is_some_and(|cursor| cursor.settles(*seq))
     }
 
     fn log_position(&mut self) {
@@ -416,8 +358,7 @@ impl Sequencer {
         if position > self.fanout.logged && due {
             self.fanout.logged = position;
             self.fanout.logged_at_us = self.now.monotonic_us;
-            self.appender()
-                .append(Record::FannedOut { lsn: position }, Vec::new());
+            self.appender().append(Record::FannedOut { lsn: position }, Vec::new());
         }
     }
 }

@@ -26,19 +26,12 @@ impl Sequencer {
         if !is_member(&raise.convo, &user) {
             return self.refuse(raise.waiter, Code::NotMember, "not a member of it", out);
         }
-        self.with_conversation(
-            raise.convo.clone(),
-            ConversationTask::Raise(user, raise),
-            out,
-        );
+        self.with_conversation(raise.convo.clone(), ConversationTask::Raise(user, raise), out);
     }
 
     /// The conversation is loaded: an acknowledgement beyond its head is refused.
     pub(super) fn raise_checked(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
-        let head = self
-            .conversations
-            .get(&raise.convo)
-            .map_or(0, |entry| entry.durable_head);
+        let head = self.conversations.get(&raise.convo).map_or(0, |entry| entry.durable_head);
         if head == 0 {
             return self.refuse(
                 raise.waiter,
@@ -56,13 +49,7 @@ impl Sequencer {
 
     /// The user is loaded: the cursor rises, and waits for the log.
     pub(super) fn raise(&mut self, user: &Id, raise: Raise, out: &mut dyn Outlet) {
-        let Raise {
-            waiter,
-            device,
-            convo,
-            seq,
-            watermark,
-        } = raise;
+        let Raise { waiter, device, convo, seq, watermark } = raise;
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let Some(owner) = entry.devices.get_mut(&device) else {
             return self.refuse(waiter, Code::BadRequest, "this device has no session", out);
@@ -89,10 +76,7 @@ impl Sequencer {
 
     /// Writes a marker for a device that is behind and has none.
     pub(super) fn mark(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
-        let cursor = self
-            .users
-            .get_mut(user)
-            .and_then(|user| user.devices.get_mut(device));
+        let cursor = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
         let cursor = cursor.and_then(|device| device.cursors.get_mut(convo));
         let Some(cursor) = cursor else { return };
         if cursor.marker == 0 && cursor.fanned > cursor.delivered {
@@ -120,10 +104,8 @@ impl Sequencer {
 
     /// A cursor is in the log: from now on it may be told.
     pub(super) fn cursor_durable(&mut self, row: &Cursor) {
-        let owner = self
-            .users
-            .get_mut(&row.user)
-            .and_then(|user| user.devices.get_mut(&row.device));
+        let owner =
+            self.users.get_mut(&row.user).and_then(|user| user.devices.get_mut(&row.device));
         let Some(owner) = owner else { return };
         let cursor = owner.cursors.entry(row.convo.clone()).or_default();
         cursor.durable_delivered = cursor.durable_delivered.max(row.delivered);
@@ -143,18 +125,11 @@ impl Sequencer {
 
     /// The whole row. Here a marker goes: when the device has acknowledged all that was fanned out.
     fn cursor_row(&mut self, user: Id, device: Id, convo: ConversationName) -> Option<Cursor> {
-        let head = self
-            .conversations
-            .get(&convo)
-            .map_or(u64::MAX, |entry| entry.durable_head);
+        let head = self.conversations.get(&convo).map_or(u64::MAX, |entry| entry.durable_head);
         let owner = self.users.get_mut(&user)?.devices.get_mut(&device)?;
         let cursor = owner.cursors.get_mut(&convo)?;
         // Without anything fanned out in this life, only the head itself is known to be enough.
-        let last = if cursor.fanned > 0 {
-            cursor.fanned
-        } else {
-            head
-        };
+        let last = if cursor.fanned > 0 { cursor.fanned } else { head };
         if cursor.marker != 0 && cursor.delivered >= last {
             cursor.marker = 0;
         } else if cursor.marker != 0 {
@@ -162,13 +137,6 @@ impl Sequencer {
         }
         cursor.removals += u32::from(cursor.marker == 0);
         let (delivered, read, marker) = (cursor.delivered, cursor.read, cursor.marker);
-        Some(Cursor {
-            user,
-            device,
-            convo,
-            delivered,
-            read,
-            marker,
-        })
+        Some(Cursor { user, device, convo, delivered, read, marker })
     }
 }

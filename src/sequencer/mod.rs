@@ -6,8 +6,13 @@ mod conversation;
 pub mod core;
 mod fanout;
 mod inbox;
+mod metrics;
+pub mod options;
 mod order;
+pub mod process;
 mod requests;
 mod sessions;
 mod stream;
 mod user;
+
+pub use process::run;

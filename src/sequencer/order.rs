@@ -30,11 +30,7 @@ pub struct Send {
 
 impl Sequencer {
     pub(super) fn send(&mut self, waiter: Waiter, send: Send, out: &mut dyn Outlet) {
-        if self
-            .appender
-            .as_ref()
-            .is_none_or(|log| log.waiting_size() > WAITING_SIZE_MAX)
-        {
+        if self.appender.as_ref().is_none_or(|log| log.waiting_size() > WAITING_SIZE_MAX) {
             return self.refuse(waiter, Code::Unavailable, "the store is behind", out);
         }
         let convo = match resolve(&send.user, &send.target) {
@@ -55,9 +51,7 @@ impl Sequencer {
         let entry = self.conversations.entry(convo.clone()).or_default();
         entry.tasks.push_back(task);
         if !known {
-            let ask = ToStore::LoadConversation {
-                convo: convo.clone(),
-            };
+            let ask = ToStore::LoadConversation { convo: convo.clone() };
             self.ask(ask, Purpose::Conversation(convo), out);
         } else {
             self.run_conversation(&convo, out);
@@ -104,13 +98,9 @@ impl Sequencer {
         self.counters.accepted_total += 1;
         if let Some(entry) = self.conversations.get_mut(&message.convo) {
             entry.durable_head = entry.durable_head.max(message.seq);
-            entry
-                .pending
-                .remove(&(message.from.clone(), message.id.clone()));
+            entry.pending.remove(&(message.from.clone(), message.id.clone()));
             if entry.complete {
-                entry
-                    .fingerprints
-                    .insert(fingerprint(&message.from, &message.id));
+                entry.fingerprints.insert(fingerprint(&message.from, &message.id));
             }
         }
         let Message { seq, mid, ts, .. } = *message;
@@ -142,49 +132,25 @@ impl Sequencer {
         looked_up: Option<Option<Accepted>>,
         out: &mut dyn Outlet,
     ) {
-        let entry = self
-            .conversations
-            .get_mut(convo)
-            .expect("its tasks are being run");
+        let entry = self.conversations.get_mut(convo).expect("its tasks are being run");
         let key = (send.user.clone(), send.id.clone());
         if let Some(pending) = entry.pending.get(&key) {
             let lsn = pending.lsn;
             self.counters.duplicates_total += 1;
-            let waits = self.appender().wait_for(
-                lsn,
-                Waiter {
-                    dup: true,
-                    ..waiter
-                },
-            );
-            assert!(
-                waits,
-                "a pending message is in the appender until it is durable"
-            );
+            let waits = self.appender().wait_for(lsn, Waiter { dup: true, ..waiter });
+            assert!(waits, "a pending message is in the appender until it is durable");
             return;
         }
         match looked_up {
             Some(Some(accepted)) => {
                 self.counters.duplicates_total += 1;
-                self.tell_sent(
-                    Waiter {
-                        dup: true,
-                        ..waiter
-                    },
-                    convo,
-                    accepted,
-                    out,
-                );
+                self.tell_sent(Waiter { dup: true, ..waiter }, convo, accepted, out);
             }
             None if entry.may_know(fingerprint(&send.user, &send.id)) => {
                 entry.looking_up = true;
                 let (user, id) = key;
                 entry.tasks.push_front(Task::Send(waiter, send));
-                let ask = ToStore::Lookup {
-                    convo: convo.clone(),
-                    user,
-                    id,
-                };
+                let ask = ToStore::Lookup { convo: convo.clone(), user, id };
                 self.ask(ask, Purpose::Lookup(convo.clone()), out);
             }
             Some(None) | None => self.place(convo, waiter, send, out),
@@ -217,10 +183,7 @@ impl Sequencer {
             id: send.id.clone(),
             body: send.body,
         };
-        let log = self
-            .appender
-            .as_mut()
-            .expect("sends are refused without one");
+        let log = self.appender.as_mut().expect("sends are refused without one");
         let lsn = log.append(Record::Message { message }, vec![waiter]);
         entry.pending.insert((send.user, send.id), Pending { lsn });
     }
@@ -234,14 +197,7 @@ impl Sequencer {
     ) {
         let Accepted { seq, mid, ts } = accepted;
         let convo = Rc::clone(convo);
-        let sent = ToEdge::Sent {
-            to: waiter.number,
-            convo,
-            seq,
-            mid,
-            ts,
-            dup: waiter.dup,
-        };
+        let sent = ToEdge::Sent { to: waiter.number, convo, seq, mid, ts, dup: waiter.dup };
         self.answer(waiter, sent, out);
     }
 }

@@ -37,62 +37,21 @@ impl Sequencer {
             return self.with_user(user, Task::Open(waiter, device), out);
         }
         out.answered(waiter.peer, waiter.number);
-        let retired = |address, number, device| Retired {
-            peer: waiter.peer,
-            address,
-            number,
-            device,
-        };
+        let retired =
+            |address, number, device| Retired { peer: waiter.peer, address, number, device };
         match said {
-            ToSequencer::Confirm {
-                address,
-                session: number,
-                user,
-                device,
-                manual,
-            }
-            | ToSequencer::Retell {
-                address,
-                session: number,
-                user,
-                device,
-                manual,
-            } => {
-                let confirmed = Confirmed {
-                    waiter,
-                    address,
-                    number,
-                    device,
-                    manual,
-                };
+            ToSequencer::Confirm { address, session: number, user, device, manual }
+            | ToSequencer::Retell { address, session: number, user, device, manual } => {
+                let confirmed = Confirmed { waiter, address, number, device, manual };
                 self.with_user(user, Task::Confirm(confirmed), out);
             }
-            ToSequencer::Close {
-                address,
-                session,
-                user,
-                device,
-            } => {
+            ToSequencer::Close { address, session, user, device } => {
                 self.with_user(user, Task::Close(retired(address, session, device)), out);
             }
-            ToSequencer::Room {
-                address,
-                session,
-                user,
-                device,
-                ..
-            } => {
+            ToSequencer::Room { address, session, user, device, .. } => {
                 self.with_user(user, Task::Room(retired(address, session, device)), out);
             }
-            ToSequencer::Dropped {
-                address,
-                session,
-                user,
-                device,
-                convo,
-                seq,
-                stream,
-            } => {
+            ToSequencer::Dropped { address, session, user, device, convo, seq, stream } => {
                 let task = Task::Dropped(retired(address, session, device), convo, seq, stream);
                 self.with_user(user, task, out);
             }
@@ -103,11 +62,7 @@ impl Sequencer {
     /// Runs the task now if the user is at hand, else behind what waits already.
     pub(super) fn with_user(&mut self, user: Id, task: Task, out: &mut dyn Outlet) {
         let known = self.users.contains_key(&user);
-        self.users
-            .entry(user.clone())
-            .or_default()
-            .tasks
-            .push_back(task);
+        self.users.entry(user.clone()).or_default().tasks.push_back(task);
         if !known {
             let ask = ToStore::LoadUser { user: user.clone() };
             self.ask(ask, Purpose::User(user), out);
@@ -123,10 +78,7 @@ impl Sequencer {
         cursors: Vec<Cursor>,
         out: &mut dyn Outlet,
     ) {
-        self.users
-            .entry(user.clone())
-            .or_default()
-            .load(devices, &cursors);
+        self.users.entry(user.clone()).or_default().load(devices, &cursors);
         self.run_user(&user, out);
     }
 
@@ -147,12 +99,7 @@ impl Sequencer {
                 }
                 Task::Fan(lsn, message) => self.fan_to_user(user, lsn, &message, out),
                 Task::Risen(lsn, convo) => self.risen(user, lsn, &convo, out),
-                Task::Tell {
-                    convo,
-                    seq,
-                    watermark,
-                    by,
-                } => {
+                Task::Tell { convo, seq, watermark, by } => {
                     self.tell(user, &convo, seq, watermark, &by, out);
                 }
             }
@@ -162,11 +109,7 @@ impl Sequencer {
     /// Numbers a session. A device that was not known is logged first, with where it starts.
     fn open(&mut self, user: &Id, waiter: Waiter, device: Id, out: &mut dyn Outlet) {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
-        if entry
-            .devices
-            .get(&device)
-            .is_some_and(|device| device.known)
-        {
+        if entry.devices.get(&device).is_some_and(|device| device.known) {
             return self.number(waiter, out);
         }
         let starting = entry.starting_cursors();
@@ -179,10 +122,10 @@ impl Sequencer {
             marker: cursor.marker,
         });
         let rows: Vec<Cursor> = rows.collect();
-        entry.devices.entry(device.clone()).or_insert(Device {
-            cursors: starting,
-            ..<_>::default()
-        });
+        entry
+            .devices
+            .entry(device.clone())
+            .or_insert(Device { cursors: starting, ..<_>::default() });
         self.log_device(user.clone(), device, rows, waiter);
     }
 
@@ -192,18 +135,14 @@ impl Sequencer {
             for row in rows.iter().filter(|row| row.marker == 0) {
                 self.count_removal(row);
             }
-            self.appender()
-                .append(Record::Cursors { cursors: rows }, Vec::new());
+            self.appender().append(Record::Cursors { cursors: rows }, Vec::new());
         }
-        self.appender()
-            .append(Record::Device { user, device, ts }, vec![waiter]);
+        self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
     }
 
     fn count_removal(&mut self, row: &Cursor) {
-        let owner = self
-            .users
-            .get_mut(&row.user)
-            .and_then(|user| user.devices.get_mut(&row.device));
+        let owner =
+            self.users.get_mut(&row.user).and_then(|user| user.devices.get_mut(&row.device));
         if let Some(cursor) = owner.and_then(|device| device.cursors.get_mut(&row.convo)) {
             cursor.removals += 1;
         }
@@ -217,10 +156,7 @@ impl Sequencer {
         waiters: &[Waiter],
         out: &mut dyn Outlet,
     ) {
-        let entry = self
-            .users
-            .get_mut(user)
-            .and_then(|user| user.devices.get_mut(device));
+        let entry = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
         if let Some(device) = entry {
             device.known = true;
         }
@@ -230,48 +166,25 @@ impl Sequencer {
     fn number(&mut self, waiter: Waiter, out: &mut dyn Outlet) {
         self.sessions_counter += 1;
         let epoch = self.appender().epoch;
-        let session = SessionNumber {
-            epoch,
-            counter: self.sessions_counter,
-        };
-        self.answer(
-            waiter,
-            ToEdge::Opened {
-                to: waiter.number,
-                session,
-            },
-            out,
-        );
+        let session = SessionNumber { epoch, counter: self.sessions_counter };
+        self.answer(waiter, ToEdge::Opened { to: waiter.number, session }, out);
     }
 
     fn confirm(&mut self, user: &Id, confirmed: Confirmed, out: &mut dyn Outlet) {
-        let Confirmed {
-            waiter,
-            address,
-            number,
-            device,
-            manual,
-        } = confirmed;
+        let Confirmed { waiter, address, number, device, manual } = confirmed;
         if self.life_of(waiter.peer) != waiter.life {
             return;
         }
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let owner = entry.devices.entry(device.clone()).or_default();
-        let target = PushTarget {
-            address,
-            session: number,
-            stream: 0,
-        };
+        let target = PushTarget { address, session: number, stream: 0 };
         let older = match &owner.session {
             Some(session) if session.number > number => (waiter.peer, target),
             Some(session) if session.number == number && session.address == address => return,
             Some(session) => (session.peer, session.target()),
             None => (waiter.peer, target),
         };
-        let wins = owner
-            .session
-            .as_ref()
-            .is_none_or(|session| session.number < number);
+        let wins = owner.session.as_ref().is_none_or(|session| session.number < number);
         let replaces = owner.session.is_some();
         if replaces {
             self.counters.replaced_total += 1;
@@ -287,10 +200,7 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.sessions.insert(key);
         }
-        let owner = self
-            .users
-            .get_mut(user)
-            .and_then(|user| user.devices.get_mut(&device));
+        let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
         owner.session = Some(Session::new(waiter.peer, address, number, manual));
         if !manual {
@@ -302,23 +212,17 @@ impl Sequencer {
         if self.has_session(user, retired) {
             self.forget_session(user, &retired.device, retired.peer);
             if let Some(edge) = self.edges.get_mut(&retired.peer) {
-                edge.sessions
-                    .remove(&(user.clone(), retired.device.clone()));
+                edge.sessions.remove(&(user.clone(), retired.device.clone()));
             }
         }
     }
 
     /// Whether the notice is about the session that the device has now.
     pub(super) fn has_session(&self, user: &Id, retired: &Retired) -> bool {
-        let device = self
-            .users
-            .get(user)
-            .and_then(|user| user.devices.get(&retired.device));
-        device
-            .and_then(|device| device.session.as_ref())
-            .is_some_and(|session| {
-                session.number == retired.number && session.address == retired.address
-            })
+        let device = self.users.get(user).and_then(|user| user.devices.get(&retired.device));
+        device.and_then(|device| device.session.as_ref()).is_some_and(|session| {
+            session.number == retired.number && session.address == retired.address
+        })
     }
 
     /// The connection is gone: what was pushed and not acknowledged stays with the device, and is
@@ -330,21 +234,12 @@ impl Sequencer {
         let Some(owner) = entry.devices.get_mut(device) else {
             return;
         };
-        if owner
-            .session
-            .as_ref()
-            .is_some_and(|session| session.peer != peer)
-        {
+        if owner.session.as_ref().is_some_and(|session| session.peer != peer) {
             return;
         }
         owner.session = None;
-        let behind = owner
-            .cursors
-            .iter()
-            .filter(|(_, c)| c.marker == 0 && c.is_behind());
+        let behind = owner.cursors.iter().filter(|(_, c)| c.marker == 0 && c.is_behind());
         let behind: Vec<ConversationName> = behind.map(|(convo, _)| convo.clone()).collect();
-        behind
-            .iter()
-            .for_each(|convo| self.mark(user, device, convo));
+        behind.iter().for_each(|convo| self.mark(user, device, convo));
     }
 }

@@ -87,11 +87,7 @@ impl Session {
     }
 
     pub fn target(&self) -> PushTarget {
-        PushTarget {
-            address: self.address,
-            session: self.number,
-            stream: self.stream,
-        }
+        PushTarget { address: self.address, session: self.number, stream: self.stream }
     }
 
     /// Decides about a live message; `delivered` is the device's cursor. Counts it as pushed if so.
@@ -100,19 +96,13 @@ impl Session {
             return Live::Skip;
         }
         let stream = self.stream;
-        let start = Position {
-            pushed_upto: delivered,
-            catching: false,
-            stream,
-        };
+        let start = Position { pushed_upto: delivered, catching: false, stream };
         let position = self.positions.entry(convo.clone()).or_insert(start);
         if position.catching || seq <= position.pushed_upto {
             return Live::Skip;
         }
         if seq > position.pushed_upto + 1 {
-            return Live::Gap {
-                pushed_upto: position.pushed_upto,
-            };
+            return Live::Gap { pushed_upto: position.pushed_upto };
         }
         position.pushed_upto = seq;
         Live::Push
@@ -129,11 +119,8 @@ impl Session {
     fn begin(&mut self, request: Request) {
         self.stream += 1;
         for (convo, pushed_upto) in &request.due {
-            let position = Position {
-                pushed_upto: *pushed_upto,
-                catching: true,
-                stream: self.stream,
-            };
+            let position =
+                Position { pushed_upto: *pushed_upto, catching: true, stream: self.stream };
             self.positions.insert(convo.clone(), position);
         }
         self.requests.push_back(request);
@@ -181,25 +168,10 @@ impl Sequencer {
         convos: Option<Vec<(ConversationName, u64)>>,
         out: &mut dyn Outlet,
     ) {
-        let Asked {
-            waiter,
-            address,
-            session: number,
-            device,
-        } = asked;
-        let named = Retired {
-            peer: waiter.peer,
-            address,
-            number,
-            device: device.clone(),
-        };
+        let Asked { waiter, address, session: number, device } = asked;
+        let named = Retired { peer: waiter.peer, address, number, device: device.clone() };
         if !self.has_session(user, &named) {
-            return self.refuse(
-                waiter,
-                Code::Unavailable,
-                "the session is not confirmed",
-                out,
-            );
+            return self.refuse(waiter, Code::Unavailable, "the session is not confirmed", out);
         }
         if let Some(session) = self.session(user, &device) {
             session.manual = false;
@@ -209,23 +181,11 @@ impl Sequencer {
         };
         let mut due = VecDeque::new();
         for (convo, seq) in convos {
-            let head = self
-                .conversations
-                .get(&convo)
-                .map_or(0, |entry| entry.durable_head);
+            let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
             self.counters.seq_above_head_total += u64::from(seq > head);
             due.push_back((convo, seq.min(head)));
         }
-        self.stream(
-            user,
-            &device,
-            Request {
-                reply: Some(waiter),
-                due,
-                heads: Vec::new(),
-            },
-            out,
-        );
+        self.stream(user, &device, Request { reply: Some(waiter), due, heads: Vec::new() }, out);
     }
 
     /// Streams everything behind the device's cursors, then says `synced`.
@@ -236,28 +196,11 @@ impl Sequencer {
         reply: Option<Waiter>,
         out: &mut dyn Outlet,
     ) {
-        let owner = self
-            .users
-            .get(user)
-            .and_then(|user| user.devices.get(device));
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
         let Some(owner) = owner else { return };
-        let behind = owner
-            .cursors
-            .iter()
-            .filter(|(_, cursor)| cursor.is_behind());
-        let due = behind
-            .map(|(convo, cursor)| (convo.clone(), cursor.delivered))
-            .collect();
-        self.stream(
-            user,
-            device,
-            Request {
-                reply,
-                due,
-                heads: Vec::new(),
-            },
-            out,
-        );
+        let behind = owner.cursors.iter().filter(|(_, cursor)| cursor.is_behind());
+        let due = behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered)).collect();
+        self.stream(user, device, Request { reply, due, heads: Vec::new() }, out);
     }
 
     /// A live message did not follow what was pushed: everything from there on is read again.
@@ -270,16 +213,7 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let due = VecDeque::from([(convo, pushed_upto)]);
-        self.stream(
-            user,
-            device,
-            Request {
-                reply: None,
-                due,
-                heads: Vec::new(),
-            },
-            out,
-        );
+        self.stream(user, device, Request { reply: None, due, heads: Vec::new() }, out);
     }
 
     /// The chunk has left for the socket.
@@ -355,24 +289,11 @@ impl Sequencer {
         self.counters.unaccounted += expected - messages.len() as u64;
         self.counters.backlog_messages_total += messages.len() as u64;
         let messages = messages.to_vec();
-        self.say(
-            peer,
-            ToEdge::Backlog {
-                target,
-                messages,
-                wants_room: true,
-            },
-            out,
-        );
+        self.say(peer, ToEdge::Backlog { target, messages, wants_room: true }, out);
     }
 
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
-        self.users
-            .get_mut(user)?
-            .devices
-            .get_mut(device)?
-            .session
-            .as_mut()
+        self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
     }
 
     fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
@@ -410,20 +331,13 @@ impl Sequencer {
     /// empty read can tell.
     fn is_live(&mut self, user: &Id, device: &Id, convo: &ConversationName) -> bool {
         let fanned = self.fanned(user, device, convo);
-        let position = self
-            .session(user, device)
-            .and_then(|session| session.positions.get(convo));
+        let position = self.session(user, device).and_then(|session| session.positions.get(convo));
         fanned > 0 && position.is_some_and(|position| position.pushed_upto >= fanned)
     }
 
     fn fanned(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
-        let owner = self
-            .users
-            .get(user)
-            .and_then(|user| user.devices.get(device));
-        owner
-            .and_then(|device| device.cursors.get(convo))
-            .map_or(0, |cursor| cursor.fanned)
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
 
     fn read_range(
@@ -443,23 +357,9 @@ impl Sequencer {
         let (first, stream) = (position.pushed_upto + 1, position.stream);
         session.reading = Some((convo.clone(), fanned));
         let size_max = CHUNK_SIZE_MAX as u32;
-        let ask = ToStore::Range {
-            convo: convo.clone(),
-            first,
-            last: u64::MAX,
-            size_max,
-        };
+        let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
         let (user, device) = (user.clone(), device.clone());
-        self.ask(
-            ask,
-            Purpose::Range {
-                user,
-                device,
-                convo,
-                stream,
-            },
-            out,
-        );
+        self.ask(ask, Purpose::Range { user, device, convo, stream }, out);
     }
 
     fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
@@ -488,22 +388,10 @@ impl Sequencer {
         let heads = request.heads;
         match request.reply {
             Some(waiter) => {
-                let synced = ToEdge::Synced {
-                    target,
-                    to: waiter.number,
-                    heads,
-                };
+                let synced = ToEdge::Synced { target, to: waiter.number, heads };
                 self.answer(waiter, synced, out);
             }
-            None => self.say(
-                peer,
-                ToEdge::Synced {
-                    target,
-                    to: 0,
-                    heads,
-                },
-                out,
-            ),
+            None => self.say(peer, ToEdge::Synced { target, to: 0, heads }, out),
         }
     }
 }

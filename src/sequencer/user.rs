@@ -109,9 +109,7 @@ impl User {
         }
         for cursor in cursors {
             let device = self.devices.entry(cursor.device.clone()).or_default();
-            device
-                .cursors
-                .insert(cursor.convo.clone(), DeviceCursor::stored(cursor));
+            device.cursors.insert(cursor.convo.clone(), DeviceCursor::stored(cursor));
         }
     }
 
@@ -128,15 +126,9 @@ impl User {
 
     /// The user's watermark: what at least one device has durably acknowledged.
     pub fn durable_watermarks(&self, convo: &str) -> (u64, u64) {
-        let cursors = self
-            .devices
-            .values()
-            .filter_map(|device| device.cursors.get(convo));
+        let cursors = self.devices.values().filter_map(|device| device.cursors.get(convo));
         cursors.fold((0, 0), |(delivered, read), cursor| {
-            (
-                delivered.max(cursor.durable_delivered),
-                read.max(cursor.durable_read),
-            )
+            (delivered.max(cursor.durable_delivered), read.max(cursor.durable_read))
         })
     }
 
@@ -146,10 +138,7 @@ impl User {
         let mut starting: BTreeMap<ConversationName, DeviceCursor> = BTreeMap::new();
         // Beside real devices the pseudo-device says nothing any more.
         let real = self.devices.iter().filter(|(id, _)| !id.is_empty()).count();
-        let counted = self
-            .devices
-            .iter()
-            .filter(|(id, _)| real == 0 || !id.is_empty());
+        let counted = self.devices.iter().filter(|(id, _)| real == 0 || !id.is_empty());
         let cursors = counted.flat_map(|(_, device)| &device.cursors);
         for (convo, cursor) in cursors {
             let start = starting.entry(convo.clone()).or_default();
@@ -175,14 +164,7 @@ mod tests {
 
     fn cursor(device: &str, delivered: u64, marker: u64) -> Cursor {
         let (user, convo) = ("bob".into(), "dm:alice:bob".into());
-        Cursor {
-            user,
-            device: device.into(),
-            convo,
-            delivered,
-            read: 0,
-            marker,
-        }
+        Cursor { user, device: device.into(), convo, delivered, read: 0, marker }
     }
 
     #[test]

@@ -19,9 +19,7 @@ impl Waker {
         }
         // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        Ok(Waker {
-            descriptor: Arc::new(descriptor),
-        })
+        Ok(Waker { descriptor: Arc::new(descriptor) })
     }
 
     /// Wakes the watching ring; any number of calls before it looks count as one. The write fails

@@ -131,9 +131,7 @@ pub fn start(command: &mut Command) -> io::Result<std::process::Child> {
 
 /// Asks a child of ours that was not yet waited for to end.
 pub fn terminate(pid: u32) {
-    let _ = Command::new("kill")
-        .args(["-TERM", &pid.to_string()])
-        .status();
+    let _ = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
 }
 
 /// How a life ended, as the restart policy sees it.
@@ -148,11 +146,7 @@ pub fn end_of(status: ExitStatus) -> End {
 /// A program file that was replaced while it ran has no path any more, but still this name: all
 /// children are of the same build as their parent.
 fn executable(path: &Path) -> &Path {
-    if path.exists() {
-        path
-    } else {
-        Path::new("/proc/self/exe")
-    }
+    if path.exists() { path } else { Path::new("/proc/self/exe") }
 }
 
 #[cfg(test)]

@@ -133,9 +133,7 @@ impl Supervisor {
 
     fn until_next_start(&self) -> Duration {
         let starts = self.children.iter().filter_map(|child| child.start_at);
-        let wait = starts
-            .min()
-            .map(|start| start.saturating_duration_since(Instant::now()));
+        let wait = starts.min().map(|start| start.saturating_duration_since(Instant::now()));
         wait.unwrap_or(LOOK_PAUSE).min(LOOK_PAUSE)
     }
 
@@ -161,9 +159,7 @@ impl Supervisor {
             let text = welcome::text(self.plan.listen, &self.plan.directory);
             let mut output = io::stdout().lock();
             // Nobody may be listening; the children serve all the same.
-            let _ = output
-                .write_all(text.as_bytes())
-                .and_then(|()| output.flush());
+            let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
         }
     }
 
@@ -257,12 +253,7 @@ impl Supervised {
         self.start_at = None;
         self.ready_at = None;
         let life = 1 + self.life.fetch_add(1, Ordering::Relaxed);
-        let watch = Watch {
-            role: self.role,
-            life,
-            current_life: self.life.clone(),
-            admin_file,
-        };
+        let watch = Watch { role: self.role, life, current_life: self.life.clone(), admin_file };
         watch.start(events.clone());
         Ok(())
     }
@@ -281,9 +272,7 @@ impl Supervised {
 
     fn plan_restart(&mut self, status: ExitStatus) -> anyhow::Result<()> {
         let name = self.role.name();
-        let since_ready_ms = self
-            .ready_at
-            .map(|ready_at| ready_at.elapsed().as_millis() as u64);
+        let since_ready_ms = self.ready_at.map(|ready_at| ready_at.elapsed().as_millis() as u64);
         match self.restart.died(since_ready_ms, child::end_of(status)) {
             Verdict::StartAfterMs(pause_ms) => {
                 tracing::warn!(child = name, %status, pause_ms, "ended; starting it again");

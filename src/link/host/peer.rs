@@ -29,24 +29,16 @@ pub struct Peer {
 
 impl Peer {
     pub fn dialed(address: SocketAddr) -> Peer {
-        Peer {
-            address: Some(address),
-            ..Peer::empty()
-        }
+        Peer { address: Some(address), ..Peer::empty() }
     }
 
     pub fn accepted(role: Role, name: Id) -> Peer {
-        Peer {
-            greeted: Some((role, name)),
-            ..Peer::empty()
-        }
+        Peer { greeted: Some((role, name)), ..Peer::empty() }
     }
 
     /// Whether it is the process that dials here under this role and name.
     pub fn accepted_as(&self, role: Role, name: &Id) -> bool {
-        self.greeted
-            .as_ref()
-            .is_some_and(|(r, n)| *r == role && n == name)
+        self.greeted.as_ref().is_some_and(|(r, n)| *r == role && n == name)
     }
 
     fn empty() -> Peer {

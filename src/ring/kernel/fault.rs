@@ -30,10 +30,7 @@ pub enum RingFault {
         "kernel {kernel} is too old: Aldis needs Linux {major}.{minor} or newer ({lacking})",
         major = KERNEL_FLOOR.0, minor = KERNEL_FLOOR.1
     )]
-    KernelTooOld {
-        kernel: String,
-        lacking: &'static str,
-    },
+    KernelTooOld { kernel: String, lacking: &'static str },
     #[error(
         "the kernel has no memory for the ring: raise RLIMIT_MEMLOCK (ulimit -l) or the memory \
          limit of the container, or ask for fewer sockets and buffers"
@@ -48,16 +45,9 @@ pub enum RingFault {
         "a table of {sockets} sockets was refused ({source}): RLIMIT_NOFILE bounds it, now {limit}; \
          raise it (ulimit -n, or LimitNOFILE= of the service) or ask for fewer sockets"
     )]
-    SocketTable {
-        sockets: u32,
-        limit: u64,
-        source: io::Error,
-    },
+    SocketTable { sockets: u32, limit: u64, source: io::Error },
     #[error("the receive buffers were refused ({source}): {options:?}")]
-    Buffers {
-        options: RingOptions,
-        source: io::Error,
-    },
+    Buffers { options: RingOptions, source: io::Error },
     /// Our own mistake, or that of the configuration.
     #[error("the ring's options make no sense: {0}")]
     Options(&'static str),
@@ -70,19 +60,17 @@ impl RingFault {
     pub(super) fn from_setup(source: io::Error) -> RingFault {
         let kernel = kernel_release();
         match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => RingFault::Forbidden {
-                kernel,
-                sysctl: disabled_sysctl(),
-            },
+            Some(libc::EPERM | libc::EACCES) => {
+                RingFault::Forbidden { kernel, sysctl: disabled_sysctl() }
+            }
             Some(libc::ENOSYS) => RingFault::Missing { kernel },
-            Some(libc::EINVAL) => RingFault::KernelTooOld {
-                kernel,
-                lacking: "it refuses IORING_SETUP_DEFER_TASKRUN",
-            },
+            Some(libc::EINVAL) => {
+                RingFault::KernelTooOld { kernel, lacking: "it refuses IORING_SETUP_DEFER_TASKRUN" }
+            }
             Some(libc::ENOMEM) => RingFault::Memory,
-            Some(libc::EMFILE | libc::ENFILE) => RingFault::Descriptors {
-                limit: crate::sys::open_files_limit().unwrap_or(0),
-            },
+            Some(libc::EMFILE | libc::ENFILE) => {
+                RingFault::Descriptors { limit: crate::sys::open_files_limit().unwrap_or(0) }
+            }
             _ => RingFault::Other { kernel, source },
         }
     }

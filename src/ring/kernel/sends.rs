@@ -52,13 +52,9 @@ impl Sends {
     /// Takes `data` over; the key names the entry until its completion.
     pub(super) fn begin(&mut self, socket: Socket, data: Vec<u8>, token: Token) -> u32 {
         assert!(data.len() <= i32::MAX as usize, "a send of over 2 GiB");
-        let key = self.entries.insert(Sending {
-            data,
-            token,
-            socket,
-            sent: 0,
-            state: State::Flying,
-        }) as u32;
+        let key =
+            self.entries.insert(Sending { data, token, socket, sent: 0, state: State::Flying })
+                as u32;
         *place(&mut self.by_token[token.kind() as usize - 1], token.slot()) = key;
         *self.socket_place(socket) = key;
         key

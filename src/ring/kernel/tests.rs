@@ -66,11 +66,7 @@ impl Stage for Loopback {
         let stream = TcpStream::connect(address).expect("the listener's backlog takes it");
         stream.set_nonblocking(true).expect("a socket can be so");
         stream.set_nodelay(true).expect("a socket can be so");
-        TcpClient {
-            stream,
-            closed: false,
-            reset: false,
-        }
+        TcpClient { stream, closed: false, reset: false }
     }
 
     fn pump(&mut self, completions: &mut Vec<Completion>) {
@@ -212,11 +208,7 @@ fn a_turn_waits_as_long_as_it_is_told_and_no_longer() {
 /// More requests than both queues hold, in one turn: nothing is lost, nothing blocks.
 #[test]
 fn full_queues_lose_nothing() {
-    let tiny = RingOptions {
-        submissions: 2,
-        completions: 4,
-        ..small()
-    };
+    let tiny = RingOptions { submissions: 2, completions: 4, ..small() };
     let mut stage = Loopback::new(tiny);
     let (listener, address) = stage.listen();
     let accept = Token::new(Kind::Accept, 0, 0);
@@ -240,16 +232,12 @@ fn full_queues_lose_nothing() {
     let message = vec![b'x'; 100];
     for (index, slot) in accepted.iter().enumerate() {
         let token = Token::new(Kind::Send, index as u32, 0);
-        stage
-            .ring
-            .send(Socket::Direct(*slot), message.clone(), token);
+        stage.ring.send(Socket::Direct(*slot), message.clone(), token);
     }
     let mut sent = 0;
     for _ in 0..1000 {
         stage.pump(&mut completions);
-        let sends = completions
-            .drain(..)
-            .filter(|c| c.token.kind() == Kind::Send);
+        let sends = completions.drain(..).filter(|c| c.token.kind() == Kind::Send);
         sent += sends.inspect(|send| assert_eq!(send.result, 100)).count();
     }
     assert_eq!(sent, clients.len());
@@ -261,10 +249,7 @@ fn full_queues_lose_nothing() {
 /// The table is full: the accept ends with ENFILE and is asked for again when a slot is free.
 #[test]
 fn more_clients_than_slots() {
-    let two = RingOptions {
-        sockets: 2,
-        ..small()
-    };
+    let two = RingOptions { sockets: 2, ..small() };
     let mut stage = Loopback::new(two);
     assert_eq!(stage.ring.sockets_max(), 2);
     let (listener, address) = stage.listen();
@@ -275,10 +260,7 @@ fn more_clients_than_slots() {
     for _ in 0..50 {
         stage.pump(&mut completions);
     }
-    let results: Vec<i32> = completions
-        .iter()
-        .map(|completion| completion.result)
-        .collect();
+    let results: Vec<i32> = completions.iter().map(|completion| completion.result).collect();
     assert_eq!(results, [0, 1, -libc::ENFILE]);
     assert!(!completions[2].more);
     stage.ring.close(Socket::Direct(1), false);
@@ -304,9 +286,7 @@ fn a_ring_is_dropped_with_everything_under_way() {
     }
     let socket = Socket::Direct(completions[0].result as u32);
     stage.ring.receive(socket, Token::new(Kind::Receive, 0, 0));
-    stage
-        .ring
-        .send(socket, vec![1; 24 << 20], Token::new(Kind::Send, 0, 0));
+    stage.ring.send(socket, vec![1; 24 << 20], Token::new(Kind::Send, 0, 0));
     stage.pump(&mut completions);
     drop(stage);
     let started = Instant::now();
@@ -318,12 +298,7 @@ fn a_ring_is_dropped_with_everything_under_way() {
 
 #[test]
 fn options_that_make_no_sense_are_refused() {
-    let odd = RingOptions {
-        buffer_count: 3,
-        ..small()
-    };
-    let fault = KernelRing::new(odd)
-        .err()
-        .expect("three is no power of two");
+    let odd = RingOptions { buffer_count: 3, ..small() };
+    let fault = KernelRing::new(odd).err().expect("three is no power of two");
     assert!(fault.to_string().contains("buffer_count"));
 }
