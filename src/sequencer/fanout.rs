@@ -199,7 +199,9 @@ impl Sequencer {
             if !settled && let Some(flight) = self.fanout.flight(lsn) {
                 flight.targets.push(Target { user: user.clone(), device: device.clone() });
             }
-            let sent_it = message.from == *user && message.device == device;
+            // A message from before this life may have been answered to nobody: it is pushed again.
+            let heard = lsn > self.fanout.read_upto;
+            let sent_it = heard && message.from == *user && message.device == device;
             match live {
                 None => self.mark(user, &device, &message.convo),
                 // The device that sent it hears `sent`.
