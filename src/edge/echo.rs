@@ -1,5 +1,0 @@
-//! Placeholder.
-/// Temporary.
-pub fn run(_: std::net::SocketAddr, _: usize) -> anyhow::Result<()> {
-    Ok(())
-}
