@@ -104,6 +104,21 @@ pub fn encode_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
+/// Bytes of the unmasked frame at the front of `frames`, which [`encode_frame`] wrote.
+pub fn frame_size(frames: &[u8]) -> usize {
+    let short = usize::from(frames[1]);
+    match short {
+        126 => 4 + usize::from(u16::from_be_bytes([frames[2], frames[3]])),
+        127 => {
+            let wide = frames[2..]
+                .first_chunk()
+                .map_or(0, |wide| u64::from_be_bytes(*wide));
+            10 + wide as usize
+        }
+        short => 2 + short,
+    }
+}
+
 /// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame holds,
 /// at a character's boundary.
 pub fn encode_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
@@ -238,6 +253,7 @@ mod tests {
             encode_frame(Opcode::Binary, &vec![7; size], &mut out);
             assert_eq!(&out[..header.len()], header);
             assert_eq!(out.len(), header.len() + size);
+            assert_eq!(frame_size(&out), out.len());
         }
     }
 

@@ -167,11 +167,9 @@ impl<'a> Request<'a> {
         }
         self.check_host()?;
         self.check_version()?;
-        let accept_key = self.accept_key()?;
-        let subprotocols = self.subprotocols()?;
         Ok(Upgrade {
-            accept_key,
-            subprotocols,
+            key: self.key()?,
+            subprotocols: self.subprotocols()?,
         })
     }
 
@@ -194,7 +192,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn accept_key(&self) -> Result<String, Refusal> {
+    fn key(&self) -> Result<&'a [u8], Refusal> {
         let mut keys = self.headers("sec-websocket-key");
         let (Some(key), None) = (keys.next(), keys.next()) else {
             return Err(Refusal::malformed(
@@ -203,7 +201,7 @@ impl<'a> Request<'a> {
         };
         let mut decoded = [0; 18];
         match BASE64.decode_slice(key, &mut decoded) {
-            Ok(16) => Ok(accept_key(key)),
+            Ok(16) => Ok(key),
             _ => Err(Refusal::malformed(
                 "Sec-WebSocket-Key is not 16 bytes in base64",
             )),
@@ -237,8 +235,8 @@ impl<'a> Request<'a> {
 /// An upgrade request that fulfils every condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upgrade<'a> {
-    /// The value of `Sec-WebSocket-Accept`.
-    pub accept_key: String,
+    /// `Sec-WebSocket-Key`, checked.
+    key: &'a [u8],
     /// What the client offers, in its order.
     pub subprotocols: Vec<&'a str>,
 }
@@ -252,7 +250,7 @@ impl Upgrade<'_> {
             Connection: Upgrade\r\n\
             Sec-WebSocket-Accept: ",
         );
-        out.extend_from_slice(self.accept_key.as_bytes());
+        out.extend_from_slice(accept_key(self.key).as_bytes());
         if let Some(subprotocol) = subprotocol {
             out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
             out.extend_from_slice(subprotocol.as_bytes());
