@@ -14,6 +14,8 @@
 //!   late ones arrive and are recognised by the generation in their token.
 
 pub mod kernel;
+#[cfg(test)]
+pub(crate) mod scenario;
 mod token;
 
 pub use token::{Kind, Token};
@@ -65,7 +67,8 @@ pub trait Ring {
     /// vector for reuse with [`Ring::take_sent`] after it. A partial send is continued inside.
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token);
 
-    /// The vector of the last send that completed with this token, emptied, capacity kept.
+    /// The vector of the last send that completed with this token, emptied, capacity kept. There
+    /// until the next [`Ring::turn`], which frees what nobody fetched.
     fn take_sent(&mut self, token: Token) -> Option<Vec<u8>>;
 
     /// Waits for readability of an ordinary descriptor (event descriptors of other threads) until

@@ -64,25 +64,35 @@ impl Token {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        let kinds = [
-            Accept,
-            Receive,
-            Send,
-            LinkAccept,
-            LinkConnect,
-            LinkReceive,
-            LinkSend,
-            Wake,
-            Internal,
-        ];
-        kinds.into_iter().find(|kind| *kind as u8 == byte)
+        Some(match byte {
+            1 => Kind::Accept,
+            2 => Kind::Receive,
+            3 => Kind::Send,
+            4 => Kind::LinkAccept,
+            5 => Kind::LinkConnect,
+            6 => Kind::LinkReceive,
+            7 => Kind::LinkSend,
+            8 => Kind::Wake,
+            9 => Kind::Internal,
+            _ => return None,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_survives_its_byte() {
+        let known = (0..=u8::MAX).filter_map(Kind::from_byte);
+        assert!(
+            known
+                .clone()
+                .all(|kind| Kind::from_byte(kind as u8) == Some(kind))
+        );
+        assert_eq!(known.count(), Kind::Internal as usize);
+    }
 
     #[test]
     fn a_token_gives_back_its_parts() {

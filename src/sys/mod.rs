@@ -1,1 +1,17 @@
-//! Placeholder.
+//! System calls that have no safe wrapper, each behind a safe one; and memory with an alignment.
+
+#![expect(
+    unsafe_code,
+    reason = "system calls and raw memory; each block says why it is sound"
+)]
+
+mod buffer;
+mod event;
+mod process;
+
+pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
+pub use event::Waker;
+pub(crate) use event::drain_event;
+pub use process::{
+    die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
+};
