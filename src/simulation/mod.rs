@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Faulty twins of everything outside the logic, on a seed.
+
+pub mod disk;
