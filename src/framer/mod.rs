@@ -1,1 +1,61 @@
-//! Placeholder.
+//! RFC 6455 by hand and without I/O: bytes in, requests, messages and violations out.
+//!
+//! - [`handshake`]: the HTTP/1.1 request that asks for the upgrade, and the answers to it.
+//! - [`frame`]: the frame header, both ways; [`mask`]: unmasking in place; [`utf8`]: text across
+//!   fragments.
+//! - [`messages`]: [`Framer`], the per-connection state that turns received bytes into [`Event`]s.
+//!
+//! A whole unfragmented frame is handed out in place in the receive buffer. Only what the end of a
+//! buffer cuts, and fragments, are copied, into a buffer that exists only while it is needed.
+
+pub mod frame;
+pub mod handshake;
+pub mod mask;
+pub mod messages;
+pub mod utf8;
+
+pub use frame::{Opcode, encode_close, encode_frame};
+pub use handshake::{Refusal, Request, Upgrade};
+pub use messages::{Event, Framer, Input};
+
+/// The peer broke the protocol; the connection ends with [`Violation::close_code`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("a reserved bit is set and no extension was agreed")]
+    ReservedBits,
+    #[error("opcode {0} is reserved")]
+    ReservedOpcode(u8),
+    #[error("a control frame is fragmented")]
+    ControlFragmented,
+    #[error("a control frame is longer than 125 bytes")]
+    ControlTooLong,
+    #[error("a client's frame is not masked")]
+    Unmasked,
+    #[error("a length is not written in the fewest bytes")]
+    LengthNotMinimal,
+    #[error("a length has its highest bit set")]
+    LengthOutOfRange,
+    #[error("a continuation frame continues nothing")]
+    NothingToContinue,
+    #[error("a new message begins inside a fragmented one")]
+    MessageUnfinished,
+    #[error("a close frame has a payload of one byte")]
+    CloseSize,
+    #[error("close code {0} may not be sent")]
+    CloseCode(u16),
+    #[error("a text or a close reason is not UTF-8")]
+    NotUtf8,
+    #[error("a message is larger than this server takes")]
+    TooBig,
+}
+
+impl Violation {
+    /// The code of the close frame that answers it (RFC 6455 7.4.1).
+    pub fn close_code(self) -> u16 {
+        match self {
+            Violation::NotUtf8 => 1007,
+            Violation::TooBig => 1009,
+            _ => 1002,
+        }
+    }
+}
