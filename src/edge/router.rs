@@ -1,0 +1,420 @@
+//! One edge shard's logic between its chat connections and the sequencer. No sockets, no clock.
+//!
+//! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable` when
+//! a bound was reached. Nothing is said to a client before `welcome`. What the link cannot take now
+//! waits in order; what a lost link session took with it is asked again, in order, in the next one.
+//!
+//! The files below: `connection` what is kept of each client, `operations` what clients ask,
+//! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
+//! what is counted.
+
+mod answers;
+mod connection;
+mod counters;
+mod operations;
+mod pushes;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+use crate::clock::Now;
+use crate::edge::ticket::Tickets;
+use crate::link::message::{Address, ToSequencer};
+use crate::link::record::Id;
+use crate::link::{LinkEvent, Outlet, PeerId};
+use crate::protocol::json;
+use crate::protocol::operation::{ErrorCode, Event, Goodbye};
+
+use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
+pub use counters::Counters;
+use operations::overload;
+use requests::{Requests, Unanswered};
+
+/// Bytes of all operations of a shard that may be unanswered at a time.
+pub const UNANSWERED_SIZE_MAX: usize = 256 * 1024 * 1024;
+/// How long an operation waits for the link before it is answered `unavailable`.
+pub const WAIT_MS_MAX: u64 = 30_000;
+/// When a client is to try again what was answered `unavailable`.
+pub const RETRY_MS: u64 = 1_000;
+/// Queued bytes beyond which a connection is behind and gets no live pushes.
+pub const BEHIND_SIZE: usize = 1024 * 1024;
+/// Queued bytes up to which a connection has room for the next piece of its backlog.
+pub const ROOM_SIZE: usize = 64 * 1024;
+/// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer.
+pub const SLOW_SIZE: usize = 8 * 1024 * 1024;
+/// How long a drain lets a connection wait for the answers it is owed.
+pub const DRAIN_GRACE_MS: u64 = 2_000;
+
+// A pipelining client's answers alone never look like a client that does not read.
+const _: () = assert!(OUTSTANDING_COUNT_MAX * 384 < SLOW_SIZE - BEHIND_SIZE);
+
+/// A chat connection of this shard: a slot, and which of its tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// The chat connections as the router reaches them. The shard's table is the real one.
+pub trait Clients {
+    /// Queues one text frame. Nothing happens when the connection is gone.
+    fn send(&mut self, id: ConnectionId, frame: &[u8]);
+    /// Bytes queued to it that have not left.
+    fn queued(&self, id: ConnectionId) -> usize;
+    /// Closes it once what is queued has left. `closed` may be called for it later, or not.
+    fn close(&mut self, id: ConnectionId, code: u16, reason: &str);
+}
+
+/// What the router is given with every event.
+pub struct Surroundings<'a> {
+    pub now: Now,
+    pub clients: &'a mut dyn Clients,
+    pub outlet: &'a mut dyn Outlet,
+}
+
+/// What a router is made of.
+pub struct Options {
+    /// The sequencer, as the link numbers it.
+    pub sequencer: PeerId,
+    /// This shard's incarnation, random at each start.
+    pub incarnation: u64,
+    /// The edge's id, as `welcome` names it.
+    pub server: String,
+    pub tickets: Tickets,
+    /// Spreads the reconnections after a drain.
+    pub seed: u64,
+}
+
+/// The logic of one edge shard.
+pub struct Router {
+    options: Options,
+    /// By slot.
+    connections: Vec<Option<Connection>>,
+    requests: Requests,
+    counters: Counters,
+    /// When the drain's grace ends, once it began.
+    drain_ends_at_ms: Option<u64>,
+    /// Frames are encoded here; kept for its capacity.
+    frame: Vec<u8>,
+}
+
+impl Router {
+    pub fn new(options: Options) -> Router {
+        Router {
+            requests: Requests::new(options.sequencer),
+            options,
+            connections: Vec::new(),
+            counters: Counters::default(),
+            drain_ends_at_ms: None,
+            frame: Vec::new(),
+        }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// New connections are to be refused with 503: the shard is going away.
+    pub fn is_draining(&self) -> bool {
+        self.drain_ends_at_ms.is_some()
+    }
+
+    /// A handshake was accepted. The client hears `welcome` once the sequencer gave it a session.
+    pub fn opened(
+        &mut self,
+        id: ConnectionId,
+        user: Id,
+        device: Id,
+        manual: bool,
+        around: &mut Surroundings,
+    ) {
+        // A slot's earlier tenant that was never reported closed is gone all the same.
+        if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
+            self.closed(ConnectionId { generation, ..id }, around);
+        }
+        let connection = Connection::new(id.generation, user.clone(), device.clone(), manual);
+        *self.slot(id.slot) = Some(connection);
+        self.counters.connections += 1;
+        self.counters.accepted += 1;
+        let message = ToSequencer::Open {
+            address: self.address(id),
+            user,
+            device,
+        };
+        let request = Unanswered {
+            asker: id,
+            reference: None,
+            size: 0,
+            message,
+            asked_at_ms: around.now.monotonic_ms(),
+            entry: None,
+        };
+        self.requests.ask(request, around.outlet);
+        if self.is_draining() {
+            self.cut(id, Goodbye::Drain, Some(RETRY_MS), around);
+        }
+    }
+
+    /// One whole text message of a client.
+    pub fn message(&mut self, id: ConnectionId, frame: &[u8], around: &mut Surroundings) {
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        let decoded = json::decode(frame);
+        if let Phase::Opening(parked) = &mut connection.phase {
+            let parking = parked.park(decoded, |request| overload(request, PARKED_COUNT_MAX));
+            self.counters.frames_in += 1;
+            match parking {
+                Parking::Parked => {}
+                Parking::Refused => self.counters.overloaded += 1,
+                Parking::Overrun => self.cut(id, Goodbye::Overload, Some(RETRY_MS), around),
+            }
+            return;
+        }
+        self.counters.frames_in += 1;
+        self.handle(id, decoded, around);
+    }
+
+    /// A client sent a binary message; its subprotocol has none.
+    pub fn binary(&mut self, id: ConnectionId, around: &mut Surroundings) {
+        self.close(id, 1003, "binary frame on a text subprotocol", around);
+    }
+
+    /// Everything queued to the connection has left.
+    pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
+        if let Some(stream) = self
+            .connection(id)
+            .and_then(|found| found.room_wanted.take())
+        {
+            self.tell_room(id, stream, around);
+        }
+    }
+
+    /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
+    /// answers will find nobody.
+    pub fn closed(&mut self, id: ConnectionId, around: &mut Surroundings) {
+        let Some(connection) = self
+            .slot(id.slot)
+            .take_if(|is| is.generation == id.generation)
+        else {
+            return;
+        };
+        self.counters.connections -= 1;
+        // One that has no session yet is closed when `Opened` finds it gone.
+        if let Some(session) = connection.session() {
+            let Connection { user, device, .. } = connection;
+            let close = ToSequencer::Close {
+                address: self.address(id),
+                session,
+                user,
+                device,
+            };
+            self.requests.tell(close, around.outlet);
+        }
+    }
+
+    /// What the link has to say about the sequencer, or from it.
+    pub fn link_event(&mut self, event: LinkEvent, around: &mut Surroundings) {
+        match event {
+            LinkEvent::Began { peer, .. } if peer == self.options.sequencer => self.began(around),
+            LinkEvent::Ended { peer } if peer == self.options.sequencer => {
+                let connections = &self.connections;
+                self.requests.end(|id| stands(connections, id));
+            }
+            LinkEvent::Entry {
+                peer,
+                number,
+                entry,
+            } if peer == self.options.sequencer => {
+                self.entry(entry, around);
+                around.outlet.answered(peer, number);
+                self.requests.flush(around.outlet);
+            }
+            LinkEvent::Began { .. } | LinkEvent::Ended { .. } | LinkEvent::Entry { .. } => {}
+        }
+    }
+
+    /// Time passed, or the link may take more again. Once per turn of the loop.
+    pub fn tick(&mut self, around: &mut Surroundings) {
+        self.requests.flush(around.outlet);
+        for (turn, request) in self.requests.expire(around.now, WAIT_MS_MAX) {
+            self.counters.expired += 1;
+            let message = "the backend did not come back in time";
+            let unavailable = (ErrorCode::Unavailable, message, Some(RETRY_MS));
+            self.refuse(&request, unavailable, around);
+            self.settle(turn, &request, around);
+        }
+        if self
+            .drain_ends_at_ms
+            .is_some_and(|end| end <= around.now.monotonic_ms())
+        {
+            for id in self.ids() {
+                self.close_drained(id, around);
+            }
+        }
+    }
+
+    /// The shard is going away: tells every client when to come back, evenly over `spread_ms`, and
+    /// closes each once it has the answers it is owed, or after [`DRAIN_GRACE_MS`].
+    pub fn drain(&mut self, spread_ms: u64, around: &mut Surroundings) {
+        if self.is_draining() {
+            return;
+        }
+        self.drain_ends_at_ms = Some(around.now.monotonic_ms() + DRAIN_GRACE_MS);
+        for id in self.ids() {
+            let reconnect_ms = Some(self.random() % spread_ms.max(1));
+            let goodbye = Goodbye::Drain;
+            self.say(
+                id,
+                &Event::Goaway {
+                    goodbye,
+                    reconnect_ms,
+                },
+                around,
+            );
+            let found = self.connection(id);
+            if found.is_some_and(|connection| connection.is_settled()) {
+                self.close_drained(id, around);
+            }
+        }
+    }
+
+    fn began(&mut self, around: &mut Surroundings) {
+        self.counters.link_sessions += 1;
+        let incarnation = self.options.incarnation;
+        let mut retells = Vec::new();
+        for (slot, connection) in self.connections.iter_mut().enumerate() {
+            let Some(connection) = connection else {
+                continue;
+            };
+            // The new session's catchings-up are counted anew.
+            connection.behind = None;
+            connection.room_wanted = None;
+            if let Some(session) = connection.session() {
+                let slot = u32::try_from(slot).expect("slots are numbered by u32");
+                let generation = connection.generation;
+                retells.push(ToSequencer::Retell {
+                    address: Address {
+                        incarnation,
+                        slot,
+                        generation,
+                    },
+                    session,
+                    user: connection.user.clone(),
+                    device: connection.device.clone(),
+                    manual: connection.manual,
+                });
+            }
+        }
+        let notices = retells.into_iter().chain([ToSequencer::Retold]);
+        let connections = &self.connections;
+        self.requests
+            .begin(notices, |id| stands(connections, id), around.outlet);
+    }
+
+    /// Says one event to a client, unless it is gone.
+    fn say(&mut self, id: ConnectionId, event: &Event, around: &mut Surroundings) {
+        let mut frame = std::mem::take(&mut self.frame);
+        frame.clear();
+        json::encode(event, &mut frame);
+        self.queue(id, &frame, around);
+        self.frame = frame;
+    }
+
+    /// Queues one encoded frame, and cuts a connection that lets them pile up.
+    fn queue(&mut self, id: ConnectionId, frame: &[u8], around: &mut Surroundings) {
+        if self.connection(id).is_none() {
+            return;
+        }
+        self.counters.frames_out += 1;
+        around.clients.send(id, frame);
+        if around.clients.queued(id) > SLOW_SIZE {
+            self.counters.cut_slow += 1;
+            self.cut(id, Goodbye::Slow, Some(RETRY_MS), around);
+        }
+    }
+
+    /// `goaway` and close. The connection is gone for the router at once.
+    fn cut(
+        &mut self,
+        id: ConnectionId,
+        goodbye: Goodbye,
+        reconnect_ms: Option<u64>,
+        around: &mut Surroundings,
+    ) {
+        if self.connection(id).is_none() {
+            return;
+        }
+        // Sent past `queue`, which comes here when the connection is too slow.
+        let goaway = Event::Goaway {
+            goodbye,
+            reconnect_ms,
+        };
+        let mut frame = Vec::new();
+        json::encode(&goaway, &mut frame);
+        self.counters.frames_out += 1;
+        around.clients.send(id, &frame);
+        self.close(id, goodbye.close_code(), goodbye.reason(), around);
+    }
+
+    fn close_drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
+        self.close(
+            id,
+            Goodbye::Drain.close_code(),
+            Goodbye::Drain.reason(),
+            around,
+        );
+    }
+
+    fn close(&mut self, id: ConnectionId, code: u16, reason: &str, around: &mut Surroundings) {
+        if self.connection(id).is_some() {
+            around.clients.close(id, code, reason);
+            self.closed(id, around);
+        }
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(id.slot as usize)?.as_mut()?;
+        (connection.generation == id.generation).then_some(connection)
+    }
+
+    fn slot(&mut self, slot: u32) -> &mut Option<Connection> {
+        let index = slot as usize;
+        if index >= self.connections.len() {
+            self.connections.resize_with(index + 1, || None);
+        }
+        &mut self.connections[index]
+    }
+
+    fn ids(&self) -> Vec<ConnectionId> {
+        let slots = (0u32..).zip(&self.connections);
+        let ids = slots.filter_map(|(slot, connection)| {
+            let generation = connection.as_ref()?.generation;
+            Some(ConnectionId { slot, generation })
+        });
+        ids.collect()
+    }
+
+    fn address(&self, id: ConnectionId) -> Address {
+        let ConnectionId { slot, generation } = id;
+        Address {
+            incarnation: self.options.incarnation,
+            slot,
+            generation,
+        }
+    }
+
+    /// SplitMix64 (Steele, Lea and Flood 2014): enough to spread clients over a few seconds.
+    fn random(&mut self) -> u64 {
+        self.options.seed = self.options.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed =
+            (self.options.seed ^ (self.options.seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn stands(connections: &[Option<Connection>], id: ConnectionId) -> bool {
+    let found = connections.get(id.slot as usize).and_then(Option::as_ref);
+    found.is_some_and(|connection| connection.generation == id.generation)
+}

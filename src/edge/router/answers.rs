@@ -1,0 +1,244 @@
+//! What the sequencer answers to what clients asked.
+
+use bytes::Bytes;
+
+use super::connection::{Connection, Phase};
+use super::requests::Unanswered;
+use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
+use crate::link::wire::Wire;
+use crate::protocol::HEARTBEAT_MS;
+use crate::protocol::operation::{ErrorCode, Event, Goodbye};
+
+impl Router {
+    /// One entry of the sequencer's.
+    pub(super) fn entry(&mut self, entry: Bytes, around: &mut Surroundings) {
+        let Ok(message) = ToEdge::from_bytes(entry) else {
+            self.counters.malformed_entries += 1;
+            return;
+        };
+        match message {
+            ToEdge::Opened { to, session } => self.session_opened(to, session, around),
+            ToEdge::Sent { to, .. } => {
+                self.answer(to, around, |router, request, around| {
+                    router.sent(request, &message, around);
+                });
+            }
+            ToEdge::Refused {
+                to,
+                code,
+                message,
+                retry_ms,
+            } => {
+                let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
+                let retry_ms = retry_ms.or((code == Code::Unavailable).then_some(RETRY_MS));
+                self.answer(to, around, |router, request, around| {
+                    router.counters.refused += 1;
+                    router.refuse(request, (code.into(), &message, retry_ms), around);
+                });
+            }
+            ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
+            ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
+            ToEdge::Backlog {
+                target,
+                messages,
+                wants_room,
+            } => {
+                self.backlog(&target, &messages, wants_room, around);
+            }
+            ToEdge::Synced { target, to, heads } => self.synced(&target, to, &heads, around),
+            ToEdge::Receipt {
+                target,
+                convo,
+                seq,
+                watermark,
+                by,
+            } => {
+                let event = Event::Receipt {
+                    convo: &convo,
+                    seq,
+                    watermark,
+                    by: &by,
+                };
+                self.push(&target, &event, around);
+            }
+            ToEdge::Replaced { target } => {
+                if let Some(id) = self.addressee(&target) {
+                    self.cut(id, Goodbye::Replaced, None, around);
+                }
+            }
+        }
+    }
+
+    /// Takes the request off the table, lets `say` answer it, and then the pings behind it.
+    pub(super) fn answer(
+        &mut self,
+        to: u64,
+        around: &mut Surroundings,
+        say: impl FnOnce(&mut Router, &Unanswered, &mut Surroundings),
+    ) {
+        let Some((turn, request)) = self.requests.answered(to) else {
+            self.counters.unknown_answers += 1;
+            return;
+        };
+        say(self, &request, around);
+        self.settle(turn, &request, around);
+    }
+
+    /// The request is answered: frees its place, and says the pongs that waited for it alone.
+    pub(super) fn settle(&mut self, turn: u64, request: &Unanswered, around: &mut Surroundings) {
+        let id = request.asker;
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        if matches!(request.message, ToSequencer::Open { .. }) {
+            return;
+        }
+        connection.outstanding_count -= 1;
+        connection.outstanding_size -= request.size;
+        connection.barrier.answered(turn);
+        while let Some(reference) = self.connection(id).and_then(|it| it.barrier.next_pong()) {
+            self.pong(id, reference, around);
+        }
+        let draining = self.is_draining();
+        if self
+            .connection(id)
+            .is_some_and(|it| draining && it.is_settled())
+        {
+            self.close_drained(id, around);
+        }
+    }
+
+    /// Says `error` to whoever asked, if he still stands.
+    pub(super) fn refuse(
+        &mut self,
+        request: &Unanswered,
+        (code, message, retry_ms): (ErrorCode, &str, Option<u64>),
+        around: &mut Surroundings,
+    ) {
+        let asker = request.asker;
+        if self.connection(asker).is_none() {
+            return;
+        }
+        let id = match &request.message {
+            ToSequencer::Open { .. } => {
+                self.cut(
+                    asker,
+                    Goodbye::Overload,
+                    retry_ms.or(Some(RETRY_MS)),
+                    around,
+                );
+                return;
+            }
+            ToSequencer::Send { id, .. } => Some(&**id),
+            _ => None,
+        };
+        let reference = request.reference;
+        let error = Event::Error {
+            reference,
+            id,
+            code,
+            message,
+            limit: None,
+            retry_ms,
+        };
+        self.say(asker, &error, around);
+    }
+
+    fn session_opened(&mut self, to: u64, session: SessionNumber, around: &mut Surroundings) {
+        self.answer(to, around, |router, request, around| {
+            let ToSequencer::Open {
+                address,
+                user,
+                device,
+            } = &request.message
+            else {
+                router.counters.unknown_answers += 1;
+                return;
+            };
+            let (address, user, device) = (*address, user.clone(), device.clone());
+            let id = request.asker;
+            let Some(connection) = router.connection(id) else {
+                let close = ToSequencer::Close {
+                    address,
+                    session,
+                    user,
+                    device,
+                };
+                router.requests.tell(close, around.outlet);
+                return;
+            };
+            let manual = connection.manual;
+            let phase = std::mem::replace(&mut connection.phase, Phase::Open(session));
+            router.welcome(id, session, around);
+            let confirm = ToSequencer::Confirm {
+                address,
+                session,
+                user,
+                device,
+                manual,
+            };
+            router.requests.tell(confirm, around.outlet);
+            if let Phase::Opening(parked) = phase {
+                for frame in parked.frames {
+                    router.handle(id, frame, around);
+                }
+            }
+        });
+    }
+
+    fn welcome(&mut self, id: ConnectionId, session: SessionNumber, around: &mut Surroundings) {
+        let Some(Connection { user, device, .. }) = self.connection(id) else {
+            return;
+        };
+        let (user, device) = (user.clone(), device.clone());
+        self.counters.welcomed += 1;
+        let ticket = self
+            .options
+            .tickets
+            .issue(&user, &device, around.now.unix_ms);
+        let server = self.options.server.clone();
+        let welcome = Event::Welcome {
+            user: &user,
+            device: &device,
+            session: &format!("{}-{}", session.epoch, session.counter),
+            heartbeat_ms: HEARTBEAT_MS,
+            ticket: &ticket,
+            server: &server,
+        };
+        self.say(id, &welcome, around);
+    }
+
+    fn sent(&mut self, request: &Unanswered, answer: &ToEdge, around: &mut Surroundings) {
+        let ToSequencer::Send { id, .. } = &request.message else {
+            self.counters.unknown_answers += 1;
+            return;
+        };
+        let ToEdge::Sent {
+            convo,
+            seq,
+            mid,
+            ts,
+            dup,
+            ..
+        } = answer
+        else {
+            return;
+        };
+        self.counters.sent += 1;
+        if self.connection(request.asker).is_none() {
+            return;
+        }
+        let (reference, seq, mid, ts, dup) = (request.reference, *seq, *mid, *ts, *dup);
+        let event = Event::Sent {
+            reference,
+            convo,
+            id,
+            seq,
+            mid,
+            ts,
+            dup,
+        };
+        self.say(request.asker, &event, around);
+    }
+}

@@ -1,0 +1,251 @@
+//! What the router keeps of one chat connection.
+
+use std::collections::VecDeque;
+
+use crate::link::message::SessionNumber;
+use crate::link::record::Id;
+use crate::protocol::operation::{Operation, Rejected, Request};
+
+/// Operations of one connection that may be unanswered at a time.
+pub(super) const OUTSTANDING_COUNT_MAX: usize = 16_384;
+/// Their bytes, by [`cost`].
+pub(super) const OUTSTANDING_SIZE_MAX: usize = 4 * 1024 * 1024;
+/// Operations that one connection may have waiting for its `welcome`.
+pub(super) const PARKED_COUNT_MAX: usize = 1_024;
+/// Their bytes, by [`cost`].
+pub(super) const PARKED_SIZE_MAX: usize = 1024 * 1024;
+
+const _: () = assert!(PARKED_COUNT_MAX <= OUTSTANDING_COUNT_MAX);
+const _: () = assert!(PARKED_SIZE_MAX <= OUTSTANDING_SIZE_MAX);
+
+/// One chat connection.
+pub(super) struct Connection {
+    pub generation: u32,
+    pub user: Id,
+    pub device: Id,
+    /// Nothing is pushed before the first `sync`.
+    pub manual: bool,
+    pub phase: Phase,
+    /// Operations that are unanswered, pings apart.
+    pub outstanding_count: usize,
+    pub outstanding_size: usize,
+    pub barrier: Barrier,
+    /// The catching-up in which the connection fell behind: live pushes of it or of an earlier one
+    /// are reported, not queued.
+    pub behind: Option<u64>,
+    /// The catching-up that waits for the connection's queue to drain.
+    pub room_wanted: Option<u64>,
+}
+
+/// How far a connection is.
+pub(super) enum Phase {
+    /// Waits for its session; nothing may be said to the client before `welcome`.
+    Opening(Parked),
+    Open(SessionNumber),
+}
+
+impl Connection {
+    pub fn new(generation: u32, user: Id, device: Id, manual: bool) -> Connection {
+        Connection {
+            generation,
+            user,
+            device,
+            manual,
+            phase: Phase::Opening(Parked::default()),
+            outstanding_count: 0,
+            outstanding_size: 0,
+            barrier: Barrier::default(),
+            behind: None,
+            room_wanted: None,
+        }
+    }
+
+    /// The session's number, once it has one.
+    pub fn session(&self) -> Option<SessionNumber> {
+        match self.phase {
+            Phase::Opening(_) => None,
+            Phase::Open(session) => Some(session),
+        }
+    }
+
+    /// Whether one more operation of `size` bytes is within the connection's bounds.
+    pub fn has_room(&self, size: usize) -> bool {
+        self.outstanding_count + self.barrier.ping_count() < OUTSTANDING_COUNT_MAX
+            && self.outstanding_size + size <= OUTSTANDING_SIZE_MAX
+    }
+
+    /// Nothing of this connection waits for an answer.
+    pub fn is_settled(&self) -> bool {
+        self.outstanding_count == 0 && self.barrier.ping_count() == 0
+    }
+}
+
+/// What a client said before it had a session: done in this order once it has one.
+#[derive(Default)]
+pub(super) struct Parked {
+    pub frames: VecDeque<Result<Request, Rejected>>,
+    size: usize,
+}
+
+/// What became of a frame that was to be parked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parking {
+    Parked,
+    /// Over the bound: it will be answered `unavailable`, after `welcome`.
+    Refused,
+    /// Over twice the bound.
+    Overrun,
+}
+
+impl Parked {
+    /// `overload` is what a frame past the bound turns into.
+    pub fn park(
+        &mut self,
+        frame: Result<Request, Rejected>,
+        overload: impl Fn(&Request) -> Rejected,
+    ) -> Parking {
+        let size = match &frame {
+            Ok(request) => cost(&request.operation),
+            Err(rejected) => OVERHEAD_SIZE + rejected.id.as_ref().map_or(0, |id| id.len()),
+        };
+        let (count, bytes) = (self.frames.len(), self.size + size);
+        if count >= 2 * PARKED_COUNT_MAX || bytes > 2 * PARKED_SIZE_MAX {
+            return Parking::Overrun;
+        }
+        let within = count < PARKED_COUNT_MAX && bytes <= PARKED_SIZE_MAX;
+        match frame {
+            Ok(request) if !within => {
+                self.size += OVERHEAD_SIZE;
+                self.frames.push_back(Err(overload(&request)));
+                Parking::Refused
+            }
+            frame => {
+                self.size = bytes;
+                self.frames.push_back(frame);
+                Parking::Parked
+            }
+        }
+    }
+}
+
+/// What a table entry, its names and its place in the link cost beside a body.
+const OVERHEAD_SIZE: usize = 128;
+
+/// What an operation counts against every bound, in bytes.
+pub(super) fn cost(operation: &Operation) -> usize {
+    OVERHEAD_SIZE
+        + match operation {
+            Operation::Send { body, .. } => body.bytes().len(),
+            Operation::Sync {
+                convos: Some(convos),
+            } => convos.iter().map(|(name, _)| name.len() + 32).sum(),
+            _ => 0,
+        }
+}
+
+/// Lets a `pong` wait for the operations before its `ping`, and for no later one.
+///
+/// Each ping counts the unanswered operations between the ping before it and itself, `tail` those
+/// after the last ping. An answer thus touches one number, found by binary search.
+#[derive(Default)]
+pub(super) struct Barrier {
+    pings: VecDeque<Ping>,
+    tail: usize,
+}
+
+struct Ping {
+    /// The last turn before it.
+    turn: u64,
+    reference: Option<i64>,
+    unanswered: usize,
+}
+
+impl Barrier {
+    pub fn ping_count(&self) -> usize {
+        self.pings.len()
+    }
+
+    /// An operation was taken up.
+    pub fn asked(&mut self) {
+        self.tail += 1;
+    }
+
+    /// A ping came after turn `turn`. Whether its pong may leave at once.
+    pub fn ping(&mut self, turn: u64, reference: Option<i64>) -> bool {
+        if self.pings.is_empty() && self.tail == 0 {
+            return true;
+        }
+        let unanswered = std::mem::take(&mut self.tail);
+        self.pings.push_back(Ping {
+            turn,
+            reference,
+            unanswered,
+        });
+        false
+    }
+
+    /// The operation with this turn was answered.
+    pub fn answered(&mut self, turn: u64) {
+        let index = self.pings.partition_point(|ping| ping.turn < turn);
+        match self.pings.get_mut(index) {
+            Some(ping) => ping.unanswered -= 1,
+            None => self.tail -= 1,
+        }
+    }
+
+    /// The `ref` of the next ping whose pong may leave now.
+    pub fn next_pong(&mut self) -> Option<Option<i64>> {
+        if self.pings.front()?.unanswered > 0 {
+            return None;
+        }
+        self.pings.pop_front().map(|ping| ping.reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The naive twin: a ping leaves once no earlier operation is unanswered.
+        #[test]
+        fn the_barrier_agrees_with_its_naive_twin(
+            script in proptest::collection::vec((0u8..3, any::<proptest::sample::Index>()), 0..80),
+        ) {
+            let mut barrier = Barrier::default();
+            let mut unanswered: Vec<u64> = Vec::new();
+            let mut waiting: VecDeque<(u64, i64)> = VecDeque::new();
+            let mut turn = 0;
+            for (step, (action, index)) in script.into_iter().enumerate() {
+                let step = step as i64;
+                match action {
+                    0 => {
+                        turn += 1;
+                        unanswered.push(turn);
+                        barrier.asked();
+                    }
+                    1 => {
+                        let at_once = unanswered.is_empty();
+                        prop_assert_eq!(barrier.ping(turn, Some(step)), at_once);
+                        if !at_once {
+                            waiting.push_back((turn, step));
+                        }
+                    }
+                    _ if unanswered.is_empty() => {}
+                    _ => barrier.answered(unanswered.remove(index.index(unanswered.len()))),
+                }
+                while let Some(&(before, step)) = waiting.front() {
+                    if unanswered.iter().any(|turn| *turn <= before) {
+                        break;
+                    }
+                    waiting.pop_front();
+                    prop_assert_eq!(barrier.next_pong(), Some(Some(step)));
+                }
+                prop_assert_eq!(barrier.next_pong(), None);
+                prop_assert_eq!(barrier.ping_count(), waiting.len());
+            }
+        }
+    }
+}

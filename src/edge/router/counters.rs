@@ -1,0 +1,40 @@
+//! What the router counts. Plain numbers of one shard; the admin page adds the shards up.
+
+/// All but `connections` only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chat connections now.
+    pub connections: u64,
+    /// Handshakes that became connections.
+    pub accepted: u64,
+    /// Sessions that were welcomed.
+    pub welcomed: u64,
+    pub frames_in: u64,
+    pub frames_out: u64,
+    /// Frames that were no operation, or one of a later version.
+    pub rejected: u64,
+    /// Operations answered `unavailable` because a bound was reached.
+    pub overloaded: u64,
+    /// Operations answered `unavailable` because they had waited for the link too long.
+    pub expired: u64,
+    /// Sends answered `sent`.
+    pub sent: u64,
+    /// Operations that the sequencer refused.
+    pub refused: u64,
+    /// Messages queued to connections, live and from backlogs.
+    pub pushed: u64,
+    /// Pushes for a connection or a session that is no more.
+    pub stale_pushes: u64,
+    /// Live pushes reported back because their connection is behind.
+    pub dropped_pushes: u64,
+    /// How often a connection fell behind.
+    pub behind: u64,
+    /// Connections cut because they took nothing off their queue.
+    pub cut_slow: u64,
+    /// Answers to nothing that was asked. Must read 0.
+    pub unknown_answers: u64,
+    /// Entries of the link that could not be decoded. Must read 0.
+    pub malformed_entries: u64,
+    /// Link sessions begun with the sequencer.
+    pub link_sessions: u64,
+}

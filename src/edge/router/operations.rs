@@ -1,0 +1,177 @@
+//! What clients ask, taken up or refused.
+
+use super::connection::{Connection, OUTSTANDING_COUNT_MAX, cost};
+use super::requests::Unanswered;
+use super::{ConnectionId, RETRY_MS, Router, Surroundings, UNANSWERED_SIZE_MAX};
+use crate::link::message::{Address, ToSequencer};
+use crate::protocol::operation::{ErrorCode, Event, Operation, Rejected, Request};
+
+impl Router {
+    /// Does what a client of an open session asked, or says why not.
+    pub(super) fn handle(
+        &mut self,
+        id: ConnectionId,
+        decoded: Result<Request, Rejected>,
+        around: &mut Surroundings,
+    ) {
+        match decoded {
+            Err(rejected) => self.reject(id, &rejected, around),
+            Ok(Request {
+                reference,
+                operation: Operation::Later(_),
+            }) => {
+                let unknown = Rejected {
+                    reference,
+                    id: None,
+                    code: ErrorCode::UnknownOperation,
+                    message: "not in this version",
+                    limit: None,
+                };
+                self.reject(id, &unknown, around);
+            }
+            Ok(request) => self.take_up(id, request, around),
+        }
+    }
+
+    fn take_up(&mut self, id: ConnectionId, request: Request, around: &mut Surroundings) {
+        let size = cost(&request.operation);
+        let full = self.requests.size() + size > UNANSWERED_SIZE_MAX || self.is_draining();
+        let turn_last = self.requests.turn_last();
+        let address = self.address(id);
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        if full || !connection.has_room(size) {
+            self.counters.overloaded += 1;
+            let rejected = overload(&request, OUTSTANDING_COUNT_MAX);
+            self.answer_rejected(id, &rejected, around);
+            return;
+        }
+        let Request {
+            reference,
+            operation,
+        } = request;
+        if operation == Operation::Ping {
+            if connection.barrier.ping(turn_last, reference) {
+                self.pong(id, reference, around);
+            }
+            return;
+        }
+        let Some(message) = request_of(connection, address, operation) else {
+            return;
+        };
+        connection.barrier.asked();
+        connection.outstanding_count += 1;
+        connection.outstanding_size += size;
+        let asked_at_ms = around.now.monotonic_ms();
+        let request = Unanswered {
+            asker: id,
+            reference,
+            message,
+            size,
+            asked_at_ms,
+            entry: None,
+        };
+        self.requests.ask(request, around.outlet);
+    }
+
+    pub(super) fn pong(
+        &mut self,
+        id: ConnectionId,
+        reference: Option<i64>,
+        around: &mut Surroundings,
+    ) {
+        self.say(
+            id,
+            &Event::Pong {
+                reference,
+                ts: around.now.unix_ms,
+            },
+            around,
+        );
+    }
+
+    fn reject(&mut self, id: ConnectionId, rejected: &Rejected, around: &mut Surroundings) {
+        self.counters.rejected += 1;
+        self.answer_rejected(id, rejected, around);
+    }
+
+    fn answer_rejected(
+        &mut self,
+        id: ConnectionId,
+        rejected: &Rejected,
+        around: &mut Surroundings,
+    ) {
+        let Rejected {
+            reference,
+            id: send_id,
+            code,
+            message,
+            limit,
+        } = rejected;
+        let event = Event::Error {
+            reference: *reference,
+            id: send_id.as_deref(),
+            code: *code,
+            message,
+            limit: *limit,
+            retry_ms: (*code == ErrorCode::Unavailable).then_some(RETRY_MS),
+        };
+        self.say(id, &event, around);
+    }
+}
+
+/// What is said instead of taking the request up when a bound is reached.
+pub(super) fn overload(request: &Request, count_max: usize) -> Rejected {
+    let id = match &request.operation {
+        Operation::Send { id, .. } => Some(id.clone()),
+        _ => None,
+    };
+    Rejected {
+        reference: request.reference,
+        id,
+        code: ErrorCode::Unavailable,
+        message: "too much is waiting for its answer",
+        limit: Some(count_max as u64),
+    }
+}
+
+/// What the sequencer is asked for an operation; `None` for those that it does not hear of.
+fn request_of(
+    connection: &Connection,
+    address: Address,
+    operation: Operation,
+) -> Option<ToSequencer> {
+    let session = connection.session()?;
+    let (user, device) = (connection.user.clone(), connection.device.clone());
+    match operation {
+        Operation::Send { target, id, body } => Some(ToSequencer::Send {
+            address,
+            user,
+            device,
+            target,
+            id,
+            body,
+        }),
+        Operation::Acknowledge {
+            convo,
+            seq,
+            watermark,
+        } => Some(ToSequencer::Acknowledge {
+            address,
+            user,
+            device,
+            convo,
+            seq,
+            watermark,
+        }),
+        Operation::Sync { convos } => Some(ToSequencer::Sync {
+            address,
+            session,
+            user,
+            device,
+            convos,
+        }),
+        Operation::Ping | Operation::Later(_) => None,
+    }
+}

@@ -1,0 +1,183 @@
+//! What was asked of the sequencer and is not answered, in the order in which it was asked.
+//!
+//! Invariant: entries reach the link in the order of their turns, notices between them included.
+//! So once one has to wait, all that come after it wait behind it, and what a new link session is
+//! given again keeps its order too.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashMap;
+
+use super::ConnectionId;
+use crate::clock::Now;
+use crate::link::message::ToSequencer;
+use crate::link::wire::Wire;
+use crate::link::{Outlet, PeerId};
+
+/// One request, until it is answered.
+pub(super) struct Unanswered {
+    pub asker: ConnectionId,
+    pub reference: Option<i64>,
+    pub message: ToSequencer,
+    /// What it counts against the bounds, in bytes.
+    pub size: usize,
+    pub asked_at_ms: u64,
+    /// Its number in the link session, once it is there.
+    pub entry: Option<u64>,
+}
+
+enum Waiting {
+    Request { turn: u64 },
+    Notice { message: ToSequencer },
+}
+
+pub(super) struct Requests {
+    sequencer: PeerId,
+    in_session: bool,
+    turn_last: u64,
+    unanswered: BTreeMap<u64, Unanswered>,
+    turn_of_entry: HashMap<u64, u64>,
+    waiting: VecDeque<Waiting>,
+    size: usize,
+}
+
+impl Requests {
+    pub fn new(sequencer: PeerId) -> Requests {
+        Requests {
+            sequencer,
+            in_session: false,
+            turn_last: 0,
+            unanswered: BTreeMap::new(),
+            turn_of_entry: HashMap::new(),
+            waiting: VecDeque::new(),
+            size: 0,
+        }
+    }
+
+    /// Bytes of all that is unanswered, by `Unanswered::size`.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The turn of the request that was asked last.
+    pub fn turn_last(&self) -> u64 {
+        self.turn_last
+    }
+
+    /// Takes a request up, to be answered once.
+    pub fn ask(&mut self, request: Unanswered, outlet: &mut dyn Outlet) {
+        self.turn_last += 1;
+        self.size += request.size;
+        self.unanswered.insert(self.turn_last, request);
+        self.enqueue(
+            Waiting::Request {
+                turn: self.turn_last,
+            },
+            outlet,
+        );
+    }
+
+    /// Tells the sequencer something that has no answer. Without a session it is void: whatever a
+    /// notice says is said anew when the next session begins.
+    pub fn tell(&mut self, message: ToSequencer, outlet: &mut dyn Outlet) {
+        if self.in_session {
+            self.enqueue(Waiting::Notice { message }, outlet);
+        }
+    }
+
+    /// The request that the link's entry `number` was, with its turn. It is answered now.
+    pub fn answered(&mut self, number: u64) -> Option<(u64, Unanswered)> {
+        let turn = self.turn_of_entry.remove(&number)?;
+        self.remove(turn).map(|request| (turn, request))
+    }
+
+    /// A session begins: the notices, then what is unanswered, as far as its asker still stands.
+    pub fn begin(
+        &mut self,
+        notices: impl Iterator<Item = ToSequencer>,
+        stands: impl Fn(ConnectionId) -> bool,
+        outlet: &mut dyn Outlet,
+    ) {
+        self.end(stands);
+        self.in_session = true;
+        for message in notices {
+            self.waiting.push_back(Waiting::Notice { message });
+        }
+        let turns = self.unanswered.keys();
+        self.waiting
+            .extend(turns.map(|turn| Waiting::Request { turn: *turn }));
+        self.flush(outlet);
+    }
+
+    /// The session is over: nothing asked in it will be answered, no notice in it counts.
+    pub fn end(&mut self, stands: impl Fn(ConnectionId) -> bool) {
+        self.in_session = false;
+        self.turn_of_entry.clear();
+        self.waiting.clear();
+        self.unanswered.retain(|_, request| {
+            request.entry = None;
+            let keep = stands(request.asker);
+            if !keep {
+                self.size -= request.size;
+            }
+            keep
+        });
+    }
+
+    /// Hands the link what waits, as far as it takes it.
+    pub fn flush(&mut self, outlet: &mut dyn Outlet) {
+        while self.in_session && !self.waiting.is_empty() && self.submit_front(outlet) {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Takes out what was asked `age_ms` ago or earlier and is not in the sequencer's hands.
+    /// Requests for a session stay: they cost nothing, and their clients wait for `welcome` alone.
+    pub fn expire(&mut self, now: Now, age_ms: u64) -> Vec<(u64, Unanswered)> {
+        let old = self.unanswered.iter();
+        let old = old.take_while(|(_, request)| request.asked_at_ms + age_ms <= now.monotonic_ms());
+        let expired = old.filter(|(_, request)| {
+            request.entry.is_none() && !matches!(request.message, ToSequencer::Open { .. })
+        });
+        let turns: Vec<u64> = expired.map(|(turn, _)| *turn).collect();
+        let taken = turns.into_iter().map(|turn| (turn, self.remove(turn)));
+        taken
+            .filter_map(|(turn, request)| Some((turn, request?)))
+            .collect()
+    }
+
+    fn enqueue(&mut self, waiting: Waiting, outlet: &mut dyn Outlet) {
+        let first = self.waiting.is_empty();
+        self.waiting.push_back(waiting);
+        if first {
+            self.flush(outlet);
+        }
+    }
+
+    /// Whether the first that waits is done with: the link took it, or it was taken out before.
+    fn submit_front(&mut self, outlet: &mut dyn Outlet) -> bool {
+        match self.waiting.front() {
+            Some(Waiting::Notice { message }) => {
+                outlet.submit(self.sequencer, message.to_bytes()).is_ok()
+            }
+            Some(Waiting::Request { turn }) => {
+                let Some(request) = self.unanswered.get_mut(turn) else {
+                    return true;
+                };
+                let Ok(entry) = outlet.submit(self.sequencer, request.message.to_bytes()) else {
+                    return false;
+                };
+                request.entry = Some(entry);
+                self.turn_of_entry.insert(entry, *turn);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn remove(&mut self, turn: u64) -> Option<Unanswered> {
+        let request = self.unanswered.remove(&turn)?;
+        self.size -= request.size;
+        Some(request)
+    }
+}

@@ -1,0 +1,215 @@
+//! Client sessions and link sessions: how they begin, change and end.
+
+use super::*;
+
+#[test]
+fn a_client_is_welcomed_once_it_has_a_session() {
+    let mut stage = Stage::connected();
+    stage.open(5);
+    assert_eq!(stage.submitted_kept(), ["open 5"]);
+    assert!(stage.heard(5).is_empty());
+    stage.welcome(5);
+    let heard = stage.heard(5);
+    let [welcome] = &heard[..] else {
+        panic!("{heard:?}")
+    };
+    assert_eq!(welcome["t"], "welcome");
+    assert_eq!(
+        (&welcome["user"], &welcome["device"]),
+        (&"alice".into(), &"phone".into())
+    );
+    assert_eq!(
+        (&welcome["session"], &welcome["server"]),
+        (&"3-5".into(), &"edge-1".into())
+    );
+    assert_eq!(welcome["heartbeat_ms"], 30_000);
+    let ticket = welcome["ticket"].as_str().expect("text");
+    let identity = Some(("alice".to_owned(), "phone".to_owned()));
+    assert_eq!(Tickets::new(b"secret").check(ticket, 5_001), identity);
+    assert_eq!(stage.submitted(), ["open 5", "confirm 5"]);
+}
+
+#[test]
+fn what_comes_before_the_welcome_is_done_after_it() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    stage.say(0, r#"{"t":"ping","ref":1}"#);
+    stage.say(0, "garbage");
+    stage.say(0, &send_frame(2, "a"));
+    stage.say(0, &send_frame(3, "b"));
+    stage.say(0, r#"{"t":"ping","ref":4}"#);
+    assert!(stage.heard(0).is_empty());
+    stage.welcome(0);
+    let wanted = [("welcome", None), ("pong", Some(1)), ("error", None)];
+    assert_eq!(stage.heard_briefly(0), brief(&wanted));
+    assert_eq!(
+        stage.submitted(),
+        ["open 0", "confirm 0", "send a", "send b"]
+    );
+}
+
+#[test]
+fn a_connection_gone_before_its_session_closes_it() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    stage.run(|router, around| router.closed(id(0), around));
+    assert_eq!(stage.submitted_kept(), ["open 0"]);
+    stage.welcome(0);
+    assert_eq!(stage.submitted(), ["open 0", "close 0 0"]);
+    assert!(stage.audience.frames.is_empty());
+    assert_eq!(stage.router.counters().connections, 0);
+}
+
+#[test]
+fn a_refused_session_ends_the_connection() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    let to = stage.number_of(|message| word(message) == "open 0");
+    stage.refuse(to, Code::Unavailable, 300);
+    let heard = stage.heard(0);
+    assert_eq!(
+        (&heard[0]["t"], &heard[0]["reason"]),
+        (&"goaway".into(), &"overload".into())
+    );
+    assert_eq!(heard[0]["reconnect_ms"], 300);
+    assert_eq!(stage.audience.closes, [(id(0), 1013)]);
+}
+
+#[test]
+fn without_a_sequencer_everything_waits_in_order() {
+    let mut stage = Stage::alone();
+    stage.open(0);
+    stage.open(1);
+    stage.say(0, &send_frame(1, "a"));
+    assert!(stage.submitted().is_empty());
+    stage.began();
+    assert_eq!(stage.submitted_kept(), ["retold", "open 0", "open 1"]);
+    stage.welcome(1);
+    stage.welcome(0);
+    let wanted = [
+        "retold",
+        "open 0",
+        "open 1",
+        "confirm 1",
+        "confirm 0",
+        "send a",
+    ];
+    assert_eq!(stage.submitted(), wanted);
+}
+
+#[test]
+fn a_new_link_session_is_told_everything_again_in_order() {
+    let mut stage = Stage::with_clients(&[0, 1, 3]);
+    stage.open(2);
+    stage.say(0, &send_frame(1, "a"));
+    stage.say(1, &send_frame(1, "b"));
+    stage.say(0, r#"{"t":"ack","convo":"team","seq":4,"kind":"read"}"#);
+    stage.say(0, &send_frame(2, "c"));
+    stage.say(1, r#"{"t":"sync","ref":2}"#);
+    stage.say(3, &send_frame(1, "gone"));
+    let b = stage.number_of_send("b");
+    stage.sent(b, 1);
+    stage.run(|router, around| router.closed(id(3), around));
+    stage.submitted();
+    stage.ended();
+    stage.say(1, &send_frame(3, "d"));
+    assert!(stage.submitted().is_empty());
+    stage.began();
+    let wanted = [
+        "retell 0", "retell 1", "retold", "open 2", "send a", "ack 4", "send c", "sync", "send d",
+    ];
+    assert_eq!(stage.submitted_kept(), wanted);
+    let [a, c, d] = ["a", "c", "d"].map(|id| stage.number_of_send(id));
+    stage.heard(1);
+    stage.sent(d, 4);
+    stage.sent(a, 2);
+    stage.sent(c, 3);
+    assert_eq!(
+        stage.heard_briefly(0),
+        brief(&[("sent", Some(1)), ("sent", Some(2))])
+    );
+    assert_eq!(stage.heard_briefly(1), brief(&[("sent", Some(3))]));
+    stage.welcome(2);
+    assert_eq!(stage.heard_briefly(2), brief(&[("welcome", None)]));
+    assert_eq!(stage.router.counters().unknown_answers, 0);
+}
+
+#[test]
+fn a_session_that_changes_without_an_end_forgets_old_numbers() {
+    let mut stage = Stage::with_clients(&[0]);
+    stage.say(0, &send_frame(1, "a"));
+    stage.say(0, r#"{"t":"ping","ref":2}"#);
+    let old = stage.number_of_send("a");
+    stage.began();
+    let new = stage.number_of_send("a");
+    assert_ne!(old, new);
+    stage.sent(new, 1);
+    assert_eq!(
+        stage.heard_briefly(0),
+        brief(&[("sent", Some(1)), ("pong", Some(2))])
+    );
+    assert_eq!(stage.router.counters().link_sessions, 2);
+}
+
+#[test]
+fn a_session_that_ends_while_it_is_being_retold_is_retold_whole() {
+    let mut stage = Stage::with_clients(&[0, 1]);
+    stage.script.full = true;
+    stage.began();
+    stage.say(0, &send_frame(1, "a"));
+    assert!(stage.submitted().is_empty());
+    stage.script.full = false;
+    stage.began();
+    assert_eq!(
+        stage.submitted(),
+        ["retell 0", "retell 1", "retold", "send a"]
+    );
+}
+
+#[test]
+fn events_of_other_peers_are_not_ours() {
+    let mut stage = Stage::with_clients(&[0]);
+    let peer = PeerId(9);
+    stage.run(|router, around| router.link_event(LinkEvent::Ended { peer }, around));
+    stage.say(0, &send_frame(1, "a"));
+    assert_eq!(stage.submitted(), ["send a"]);
+}
+
+#[test]
+fn a_drain_tells_each_client_when_to_come_back() {
+    let slots: Vec<u32> = (0..64).collect();
+    let mut stage = Stage::with_clients(&slots);
+    stage.say(7, &send_frame(1, "a"));
+    let to = stage.number_of_send("a");
+    stage.run(|router, around| router.drain(8_000, around));
+    assert!(stage.router.is_draining());
+    let mut delays: Vec<u64> = Vec::new();
+    for slot in slots {
+        let heard = stage.heard(slot);
+        assert_eq!(heard[0]["reason"], "drain");
+        delays.push(heard[0]["reconnect_ms"].as_u64().expect("an integer"));
+    }
+    delays.sort_unstable();
+    assert!(
+        delays[8] < 4_000 && delays[55] > 4_000 && delays[63] < 8_000,
+        "{delays:?}"
+    );
+    assert_eq!(stage.audience.closes.len(), 63, "one waits for its answer");
+    stage.sent(to, 1);
+    assert_eq!(stage.heard_briefly(7), brief(&[("sent", Some(1))]));
+    assert_eq!(stage.audience.closes.last(), Some(&(id(7), 1001)));
+    assert_eq!(stage.router.counters().connections, 0);
+}
+
+#[test]
+fn a_drain_does_not_wait_for_ever() {
+    let mut stage = Stage::with_clients(&[0]);
+    stage.say(0, &send_frame(1, "a"));
+    stage.run(|router, around| router.drain(8_000, around));
+    stage.say(0, &send_frame(2, "b"));
+    assert_eq!(stage.heard(0)[1]["code"], "unavailable");
+    stage.tick_after(DRAIN_GRACE_MS - 1);
+    assert!(stage.audience.closes.is_empty());
+    stage.tick_after(1);
+    assert_eq!(stage.audience.closes, [(id(0), 1001)]);
+}
