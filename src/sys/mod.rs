@@ -8,6 +8,7 @@
 mod buffer;
 mod event;
 mod process;
+mod signal;
 
 pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
 pub use event::Waker;
@@ -15,3 +16,4 @@ pub(crate) use event::drain_event;
 pub use process::{
     die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
 };
+pub use signal::terminate;
