@@ -112,12 +112,12 @@ impl Connections {
 
     /// Queues a text frame.
     pub fn send_text(&mut self, id: ConnectionId, text: &str) -> Result<(), SendError> {
-        self.send(id, Opcode::Text, text.as_bytes())
+        self.send_frame(id, Opcode::Text, text.as_bytes())
     }
 
     /// Queues a binary frame.
     pub fn send_binary(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<(), SendError> {
-        self.send(id, Opcode::Binary, bytes)
+        self.send_frame(id, Opcode::Binary, bytes)
     }
 
     /// Bytes queued or under way to this connection, headers included; 0 when it is not known.
@@ -174,7 +174,7 @@ impl Connections {
         self.counters
     }
 
-    fn send(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) -> Result<(), SendError> {
+    pub(super) fn send_frame(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) -> Result<(), SendError> {
         let queue_size_max = self.options.queue_size_max;
         if !self.is_open(id) {
             return Err(SendError::Gone);

@@ -48,12 +48,7 @@ pub const DRAIN_GRACE_MS: u64 = 2_000;
 // A pipelining client's answers alone never look like a client that does not read.
 const _: () = assert!(OUTSTANDING_COUNT_MAX * 384 < SLOW_SIZE - BEHIND_SIZE);
 
-/// A chat connection of this shard: a slot, and which of its tenants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId {
-    pub slot: u32,
-    pub generation: u32,
-}
+pub use super::application::ConnectionId;
 
 /// The chat connections as the router reaches them. The shard's table is the real one.
 pub trait Clients {

@@ -127,6 +127,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         (&mut self.application, &mut self.ring, &mut self.connections)
     }
 
+    pub fn application(&self) -> &A {
+        &self.application
+    }
+
     pub fn counters(&self) -> Counters {
         self.connections.counters
     }

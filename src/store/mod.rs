@@ -14,7 +14,11 @@ pub mod index;
 pub mod log;
 pub mod log_format;
 pub mod metrics;
+pub mod open;
+pub mod options;
 pub mod positions;
+pub mod process;
+mod published;
 pub mod reader;
 pub mod recovery;
 pub mod rows;
@@ -25,6 +29,7 @@ mod tests;
 use bytes::Bytes;
 
 pub use self::core::{Problem, Store};
+pub use process::run;
 
 /// A run of records that is durable in the log, on its way to the index.
 #[derive(Clone, Debug, PartialEq, Eq)]

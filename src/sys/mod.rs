@@ -5,6 +5,7 @@
 mod buffer;
 mod event;
 mod process;
+mod signal;
 mod start;
 
 pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
@@ -14,3 +15,4 @@ pub use process::{
     die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
 };
 pub use start::{StopFlag, patiently, random_u64, stop_flag};
+pub use signal::terminate;

@@ -1,6 +1,5 @@
 //! The children of `up`: their command lines and how each is started and ended.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::str::FromStr;
 
 use super::directory::{admin_path, secret_path, store_path};
 use super::restart::End;
+use crate::sys;
 
 const SIGKILL: i32 = signal_hook::consts::SIGKILL;
 const SIGTERM: i32 = signal_hook::consts::SIGTERM;
@@ -65,8 +65,9 @@ impl Plan {
         admin_path(&self.directory, role.name())
     }
 
-    /// The child's command. It is a process group of its own, so that Ctrl-C on a terminal reaches
-    /// `up` alone, which then ends the children in their order.
+    /// The child's command, to be started from the main thread only: the child dies when the
+    /// *thread* that started it ends. It is a process group of its own, so that Ctrl-C on a terminal
+    /// reaches `up` alone, which then ends the children in their order.
     pub fn command(&self, role: Role) -> Command {
         let mut command = Command::new(executable(&self.executable));
         command
@@ -75,6 +76,7 @@ impl Plan {
             .args(self.arguments(role))
             .stdin(Stdio::null())
             .process_group(0);
+        sys::die_with_parent(&mut command);
         command
     }
 
@@ -123,17 +125,6 @@ impl Plan {
     }
 }
 
-/// Starts `command`, bound to this process: when it ends, the kernel kills the child. To be called
-/// from the main thread only, since the kernel watches the *thread* that started the child.
-pub fn start(command: &mut Command) -> io::Result<std::process::Child> {
-    command.spawn()
-}
-
-/// Asks a child of ours that was not yet waited for to end.
-pub fn terminate(pid: u32) {
-    let _ = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-}
-
 /// How a life ended, as the restart policy sees it.
 pub fn end_of(status: ExitStatus) -> End {
     match (status.code(), status.signal()) {
@@ -146,7 +137,11 @@ pub fn end_of(status: ExitStatus) -> End {
 /// A program file that was replaced while it ran has no path any more, but still this name: all
 /// children are of the same build as their parent.
 fn executable(path: &Path) -> &Path {
-    if path.exists() { path } else { Path::new("/proc/self/exe") }
+    if path.exists() {
+        path
+    } else {
+        Path::new("/proc/self/exe")
+    }
 }
 
 #[cfg(test)]

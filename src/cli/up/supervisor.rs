@@ -20,6 +20,7 @@ use super::readiness::Watch;
 use super::restart::{Restart, Verdict};
 use super::welcome;
 use crate::cli::failure::{CODE_USAGE, Usage};
+use crate::sys;
 
 /// Children are looked at this often even if their signal is missed.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
@@ -29,8 +30,11 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 pub enum Event {
     /// Some child ended.
     ChildEnded,
-    /// SIGTERM or SIGINT.
+    /// SIGTERM.
     Stop,
+    /// SIGINT: the first asks as SIGTERM does, one during the stop makes it short. Not so a second
+    /// SIGTERM, since `timeout` and service managers may well send two.
+    Interrupt,
     /// From the control socket.
     Kill(Role),
     Ready {
@@ -64,7 +68,7 @@ struct Supervised {
 enum Waited {
     Ended,
     TooLong,
-    StopAgain,
+    Interrupted,
 }
 
 /// Opens the loop's inbox and lets signals go to it. From now on SIGTERM and SIGINT end nothing by
@@ -77,6 +81,7 @@ pub fn channel() -> io::Result<(Sender<Event>, Receiver<Event>)> {
         for signal in signals.forever() {
             let event = match signal {
                 SIGCHLD => Event::ChildEnded,
+                SIGINT => Event::Interrupt,
                 _ => Event::Stop,
             };
             if sender.send(event).is_err() {
@@ -112,7 +117,7 @@ impl Supervisor {
         loop {
             self.start_due()?;
             match self.inbox.recv_timeout(self.until_next_start()) {
-                Ok(Event::Stop) => return Ok(()),
+                Ok(Event::Stop | Event::Interrupt) => return Ok(()),
                 Ok(Event::Kill(role)) => self.kill(role),
                 Ok(Event::Ready { role, life }) => self.ready(role, life),
                 Ok(Event::ChildEnded) | Err(_) => {}
@@ -172,8 +177,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends the children from the clients' side on, each with its time to finish. A second signal
-    /// kills what is left.
+    /// Ends the children from the clients' side on, each with its time to finish. A SIGINT
+    /// meanwhile kills what is left.
     fn stop(&mut self) {
         tracing::info!("stopping edge, sequencer and store");
         for role in ROLES.into_iter().rev() {
@@ -183,8 +188,8 @@ impl Supervisor {
                     tracing::warn!(child = role.name(), "did not end in time: killing it");
                     self.kill(role);
                 }
-                Waited::StopAgain => {
-                    tracing::warn!("asked to stop again: killing what is left");
+                Waited::Interrupted => {
+                    tracing::warn!("interrupted again: killing what is left");
                     break;
                 }
             }
@@ -204,15 +209,16 @@ impl Supervisor {
                 return Waited::Ended;
             }
             if !asked {
-                child::terminate(process.id());
+                // It fails only when the process has ended already.
+                let _ = sys::terminate(process);
                 asked = true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Waited::TooLong;
             }
-            if let Ok(Event::Stop) = self.inbox.recv_timeout(left.min(LOOK_PAUSE)) {
-                return Waited::StopAgain;
+            if let Ok(Event::Interrupt) = self.inbox.recv_timeout(left.min(LOOK_PAUSE)) {
+                return Waited::Interrupted;
             }
         }
     }
@@ -246,9 +252,11 @@ impl Supervised {
         let admin_file = plan.admin_path(self.role);
         // The address of an earlier life must not be taken for this one's.
         let _ = std::fs::remove_file(&admin_file);
-        let process = child::start(&mut plan.command(self.role))
+        let process = plan
+            .command(self.role)
+            .spawn()
             .with_context(|| format!("cannot start the {name}"))?;
-        tracing::info!(child = name, pid = process.id(), "started");
+        tracing::info!(child = name, child_pid = process.id(), "started");
         self.process = Some(process);
         self.start_at = None;
         self.ready_at = None;
