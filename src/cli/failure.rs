@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind};
 
+use crate::ring::kernel::RingFault;
+
 /// The process ended by a fault of its own or of the machine.
 pub const CODE_FAULT: u8 = 1;
 /// It cannot start like this; trying again without a change gives the same.
@@ -21,14 +23,26 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Sorts an error by its chain: a [`Usage`], or an I/O error that names an address or
-    /// directory which is in use or forbidden, is code 2; all else is a fault.
+    /// Sorts an error by its chain: a [`Usage`], a host without io_uring, or an I/O error that
+    /// names an address or directory which is in use or forbidden, is code 2; all else is a fault.
     pub fn of(error: &anyhow::Error) -> Failure {
         let by_usage = error.chain().any(|cause| {
-            cause.is::<Usage>() || cause.downcast_ref::<io::Error>().is_some_and(is_usage)
+            cause.is::<Usage>()
+                || cause.downcast_ref().is_some_and(is_host)
+                || cause.downcast_ref().is_some_and(is_usage)
         });
-        Failure { code: if by_usage { CODE_USAGE } else { CODE_FAULT }, message: one_line(error) }
+        Failure {
+            code: if by_usage { CODE_USAGE } else { CODE_FAULT },
+            message: one_line(error),
+        }
     }
+}
+
+fn is_host(fault: &RingFault) -> bool {
+    matches!(
+        fault,
+        RingFault::Forbidden { .. } | RingFault::Missing { .. } | RingFault::KernelTooOld { .. }
+    )
 }
 
 fn is_usage(error: &io::Error) -> bool {
@@ -67,5 +81,8 @@ mod tests {
         assert_eq!(code(ErrorKind::PermissionDenied), CODE_USAGE);
         assert_eq!(code(ErrorKind::ResourceBusy), CODE_USAGE);
         assert_eq!(code(ErrorKind::InvalidData), CODE_FAULT);
+        let kernel = "5.4.0".to_owned();
+        let host = anyhow::Error::from(RingFault::Missing { kernel }).context("shard 0");
+        assert_eq!(Failure::of(&host).code, CODE_USAGE);
     }
 }

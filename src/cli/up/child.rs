@@ -66,8 +66,8 @@ impl Plan {
     }
 
     /// The child's command, to be started from the main thread only: the child dies when the
-    /// *thread* that started it ends. It is a process group of its own, so that Ctrl-C on a terminal
-    /// reaches `up` alone, which then ends the children in their order.
+    /// *thread* that started it ends. It is a process group of its own, so that Ctrl-C on a
+    /// terminal reaches `up` alone, which then ends the children in their order.
     pub fn command(&self, role: Role) -> Command {
         let mut command = Command::new(executable(&self.executable));
         command

@@ -23,7 +23,7 @@ use crate::cli::failure::{CODE_USAGE, Usage};
 use crate::sys;
 
 /// Children are looked at this often even if their signal is missed.
-const LOOK_PAUSE: Duration = Duration::from_millis(500);
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the other threads tell the loop.
 #[derive(Debug)]
@@ -138,7 +138,9 @@ impl Supervisor {
 
     fn until_next_start(&self) -> Duration {
         let starts = self.children.iter().filter_map(|child| child.start_at);
-        let wait = starts.min().map(|start| start.saturating_duration_since(Instant::now()));
+        let wait = starts
+            .min()
+            .map(|start| start.saturating_duration_since(Instant::now()));
         wait.unwrap_or(LOOK_PAUSE).min(LOOK_PAUSE)
     }
 
@@ -164,7 +166,9 @@ impl Supervisor {
             let text = welcome::text(self.plan.listen, &self.plan.directory);
             let mut output = io::stdout().lock();
             // Nobody may be listening; the children serve all the same.
-            let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+            let _ = output
+                .write_all(text.as_bytes())
+                .and_then(|()| output.flush());
         }
     }
 
@@ -261,7 +265,12 @@ impl Supervised {
         self.start_at = None;
         self.ready_at = None;
         let life = 1 + self.life.fetch_add(1, Ordering::Relaxed);
-        let watch = Watch { role: self.role, life, current_life: self.life.clone(), admin_file };
+        let watch = Watch {
+            role: self.role,
+            life,
+            current_life: self.life.clone(),
+            admin_file,
+        };
         watch.start(events.clone());
         Ok(())
     }
@@ -280,7 +289,9 @@ impl Supervised {
 
     fn plan_restart(&mut self, status: ExitStatus) -> anyhow::Result<()> {
         let name = self.role.name();
-        let since_ready_ms = self.ready_at.map(|ready_at| ready_at.elapsed().as_millis() as u64);
+        let since_ready_ms = self
+            .ready_at
+            .map(|ready_at| ready_at.elapsed().as_millis() as u64);
         match self.restart.died(since_ready_ms, child::end_of(status)) {
             Verdict::StartAfterMs(pause_ms) => {
                 tracing::warn!(child = name, %status, pause_ms, "ended; starting it again");
@@ -312,5 +323,69 @@ fn patience(role: Role) -> Duration {
         Role::Edge => Duration::from_secs(12),
         Role::Sequencer => Duration::from_secs(5),
         Role::Store => Duration::from_secs(10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::cli::failure::{CODE_FAULT, Failure};
+
+    /// Runs a supervisor whose children all are the shell script `body`.
+    fn supervise(body: &str, send: impl FnOnce(&Sender<Event>)) -> anyhow::Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script");
+        write_script(&script, body);
+        let loopback = "127.0.0.1:1".parse().unwrap();
+        let plan = Plan {
+            executable: script,
+            directory: folder.path().to_owned(),
+            listen: loopback,
+            store_link: loopback,
+            sequencer_link: loopback,
+            control: None,
+            shards: None,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            config: None,
+            log: None,
+        };
+        let (events, inbox) = mpsc::channel();
+        send(&events);
+        Supervisor::new(plan, events, inbox).run()
+    }
+
+    /// Written by another process: a file that is open for writing here may be inherited by a child
+    /// that another test starts at this moment, and then cannot be executed.
+    fn write_script(path: &Path, body: &str) {
+        let line = "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 700 \"$0\"";
+        let mut shell = Command::new("sh");
+        let status = shell.args(["-c", line]).arg(path).arg(body).status();
+        assert!(status.unwrap().success());
+    }
+
+    #[test]
+    fn children_that_cannot_start_end_it_with_their_code() {
+        let failure = Failure::of(&supervise("exit 2", |_| {}).unwrap_err());
+        assert_eq!(failure.code, CODE_USAGE);
+        assert!(failure.message.contains(" cannot start (exit status: 2)"));
+
+        let failure = Failure::of(&supervise("exit 1", |_| {}).unwrap_err());
+        assert_eq!(failure.code, CODE_FAULT);
+    }
+
+    #[test]
+    fn a_stop_ends_children_and_an_interrupt_ends_deaf_ones() {
+        let begin = Instant::now();
+        supervise("exec sleep 60", |events| events.send(Event::Stop).unwrap()).unwrap();
+        supervise("trap '' TERM; while :; do sleep 0.1; done", |events| {
+            events.send(Event::Stop).unwrap();
+            events.send(Event::Interrupt).unwrap();
+        })
+        .unwrap();
+        assert!(begin.elapsed() < patience(Role::Edge));
     }
 }
