@@ -22,6 +22,8 @@ use crate::link::wire::{Reader, Wire};
 
 /// Log bytes between two checkpoints of the index: bounds what opening has to read again.
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
+/// Log bytes that a killed process may have to apply again, at most, if it was never idle.
+const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
 /// Leaves room for an answer's own fields beside its records or messages.
 const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
 
@@ -88,6 +90,7 @@ pub struct IndexReader<I, R> {
     positions: PositionMap,
     state: State,
     unpersisted_size: u64,
+    unsettled_size: u64,
 }
 
 impl<I: Index, R: LogReader> IndexReader<I, R> {
@@ -101,6 +104,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             positions,
             state,
             unpersisted_size: 0,
+            unsettled_size: 0,
         })
     }
 
@@ -133,8 +137,20 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         let changes = rows::changes_of(batch, &mut self.state)?;
         self.index.apply(changes)?;
         self.unpersisted_size += batch.records.len() as u64;
+        self.unsettled_size += batch.records.len() as u64;
         if self.unpersisted_size >= CHECKPOINT_SIZE {
             self.checkpoint()?;
+        } else if self.unsettled_size >= SETTLE_SIZE {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what was applied to the kernel, so that it outlives this process.
+    pub fn settle(&mut self) -> Result<(), StoreFault> {
+        if self.unsettled_size > 0 {
+            self.index.settle()?;
+            self.unsettled_size = 0;
         }
         Ok(())
     }
@@ -143,6 +159,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     pub fn checkpoint(&mut self) -> Result<(), StoreFault> {
         self.index.persist()?;
         self.unpersisted_size = 0;
+        self.unsettled_size = 0;
         Ok(())
     }
 

@@ -9,9 +9,10 @@ use crate::link::wire::Wire;
 use crate::link::{LinkEvent, LinkFull, Outlet, PeerId};
 use crate::simulation::disk::SimDisk;
 use crate::store::index::MemoryIndex;
+use crate::store::log::LogOptions;
 use crate::store::log_format::LogId;
 use crate::store::reader::InlineIndex;
-use crate::store::{Options, Problem, Store, StoreFault, open_on};
+use crate::store::{Problem, Store, StoreFault, open_on};
 
 pub const PEER: PeerId = PeerId(1);
 pub const SEGMENT_SIZE: u64 = 8 * 4096;
@@ -50,9 +51,9 @@ pub struct Harness {
     pub number: u64,
 }
 
-pub fn options(life: u64) -> Options {
+pub fn options(life: u64) -> LogOptions {
     let new_log_id = LogId { high: 7, low: life };
-    Options {
+    LogOptions {
         segment_size: SEGMENT_SIZE,
         incarnation: life,
         new_log_id,
@@ -60,7 +61,7 @@ pub fn options(life: u64) -> Options {
 }
 
 pub fn open(disk: &SimDisk, index: &MemoryIndex, life: u64) -> Result<SimStore, StoreFault> {
-    let worker = |reader| InlineIndex::new(reader, 16);
+    let worker = |reader| Ok(InlineIndex::new(reader, 16));
     open_on(disk.clone(), index.clone(), options(life), || 0, worker)
 }
 
