@@ -28,9 +28,8 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("lib", &[]),
 ];
 
-const LIBRARIES: &[&str] = &[
-    "admin", "arena", "clock", "framer", "limits", "link", "protocol", "ring", "sys",
-];
+const LIBRARIES: &[&str] =
+    &["admin", "arena", "clock", "framer", "limits", "link", "protocol", "ring", "sys"];
 
 const PROCESSES_TOO: &[&str] = &[
     "admin",
@@ -122,10 +121,7 @@ struct CodeLine<'a> {
 fn libraries_know_no_process_and_processes_do_not_know_each_other() {
     let allowed: BTreeMap<_, _> = LAYERS.into_iter().collect();
     let mut violations = Vec::new();
-    for source in rust_sources()
-        .iter()
-        .filter(|source| source.path.starts_with("src/"))
-    {
+    for source in rust_sources().iter().filter(|source| source.path.starts_with("src/")) {
         let module = module_of(&source.path);
         let Some(allowed) = allowed.get(module) else {
             violations.push(format!("{}: {module} has no place in LAYERS", source.path));
@@ -157,11 +153,8 @@ fn logic_owns_no_socket_clock_thread_or_randomness() {
 #[test]
 fn unsafe_code_has_its_address() {
     let word = concat!("un", "safe ");
-    let elsewhere = |source: &&Source| {
-        !UNSAFE_FOLDERS
-            .iter()
-            .any(|folder| source.path.starts_with(folder))
-    };
+    let elsewhere =
+        |source: &&Source| !UNSAFE_FOLDERS.iter().any(|folder| source.path.starts_with(folder));
     let mut violations = Vec::new();
     for source in rust_sources().iter().filter(elsewhere) {
         for (index, line) in source.text.lines().enumerate() {
@@ -248,9 +241,7 @@ fn nothing_is_left_for_later() {
 
 #[test]
 fn no_module_is_named_after_nothing() {
-    let vague = [
-        "util", "utils", "helper", "helpers", "manager", "common", "misc",
-    ];
+    let vague = ["util", "utils", "helper", "helpers", "manager", "common", "misc"];
     let mut violations = Vec::new();
     for source in rust_sources() {
         let parts = source.path.trim_end_matches(".rs").split('/');
@@ -272,10 +263,7 @@ fn every_dependency_has_its_reason_and_the_asked_for_ones_are_there() {
     }
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     for package in PACKAGES {
-        if !manifest
-            .lines()
-            .any(|line| line.starts_with(&format!("{package} = ")))
-        {
+        if !manifest.lines().any(|line| line.starts_with(&format!("{package} = "))) {
             violations.push(format!("Cargo.toml: {package} is not there"));
         }
     }
@@ -305,19 +293,13 @@ fn the_tree_is_whole_and_names_no_place_outside_of_it() {
 fn the_rules_themselves_find_what_they_look_for() {
     let text = "use crate::{\n    edge::options,\n    store,\n};\nuse crate::ring::Ring;\n\
                 #[cfg(test)]\nmod tests {\n    use crate::cli;\n}\nfn after() {\n    one();\n}\n";
-    let source = Source {
-        path: "src/link/x.rs".to_owned(),
-        text: text.to_owned(),
-    };
+    let source = Source { path: "src/link/x.rs".to_owned(), text: text.to_owned() };
     let names: Vec<String> = imports(&source).into_iter().map(|(_, name)| name).collect();
     assert_eq!(names, ["edge", "store", "ring"]);
     assert_eq!(functions(text), [(10, 3)]);
     let manifest = "[dependencies]\n# why\na = \"1\"\nb = \"1\"\n\n[profile.dev]\nc = 1\n";
     assert_eq!(dependencies_without_reason(manifest), [(4, "b".to_owned())]);
-    assert_eq!(
-        without_comment("let a = \"http://b\"; // c"),
-        "let a = \"http://b\"; "
-    );
+    assert_eq!(without_comment("let a = \"http://b\"; // c"), "let a = \"http://b\"; ");
 }
 
 fn report(violations: Vec<String>) {
@@ -355,10 +337,7 @@ fn collect(folder: &Path, sources: &mut Vec<Source>) {
             collect(&path, sources);
         } else if let Ok(text) = fs::read_to_string(&path) {
             let relative = path.strip_prefix(root()).unwrap();
-            sources.push(Source {
-                path: relative.to_string_lossy().into_owned(),
-                text,
-            });
+            sources.push(Source { path: relative.to_string_lossy().into_owned(), text });
         }
     }
 }
@@ -445,10 +424,7 @@ fn code_lines(text: &str) -> Vec<CodeLine<'_>> {
         } else if line.trim_start().starts_with("#[cfg(test)]") {
             skipped_indentation = Some(indentation);
         } else {
-            lines.push(CodeLine {
-                number: index + 1,
-                code: without_comment(line),
-            });
+            lines.push(CodeLine { number: index + 1, code: without_comment(line) });
         }
     }
     lines

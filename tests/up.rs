@@ -27,10 +27,8 @@ impl Up {
 
     /// Starts it and waits for `ready`.
     fn start_at(listen: SocketAddr, data: &Path) -> Up {
-        let mut process = command(listen, data)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("aldis starts");
+        let mut process =
+            command(listen, data).stdout(Stdio::piped()).spawn().expect("aldis starts");
         let output = process.stdout.take().expect("it is piped");
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
@@ -38,11 +36,7 @@ impl Up {
                 let _ = sender.send(line);
             }
         });
-        Up {
-            process,
-            lines,
-            listen,
-        }
+        Up { process, lines, listen }
     }
 
     /// Everything printed until the line `ready`.
@@ -90,26 +84,17 @@ fn the_first_screen_says_what_to_do_and_the_children_are_in_the_process_list() {
     let mut up = Up::start(&data);
     let screen = up.first_screen().join("\n");
     let listen = up.listen;
-    assert!(
-        screen.contains(&format!("open http://{listen}/")),
-        "{screen}"
-    );
+    assert!(screen.contains(&format!("open http://{listen}/")), "{screen}");
     assert!(screen.contains(&format!("websocat 'ws://{listen}/v1/connect?user=alice'")));
     for name in ["store", "sequencer", "edge"] {
-        assert!(
-            up.child(name).is_some(),
-            "aldis {name} is not in the process list"
-        );
+        assert!(up.child(name).is_some(), "aldis {name} is not in the process list");
         let health = get(&data, name, "/healthz").expect("it answers");
         assert!(health.ends_with("\r\n\r\nok\n"), "{name}: {health}");
         let metrics = get(&data, name, "/metrics").expect("it answers");
         assert!(metrics.contains(&format!("aldis_process_info{{process=\"{name}\"")));
     }
     let connections = get(&data, "edge", "/metrics").expect("it answers");
-    assert!(
-        connections.contains("\naldis_connections "),
-        "{connections}"
-    );
+    assert!(connections.contains("\naldis_connections "), "{connections}");
     signal("TERM", up.process.id());
     assert_eq!(up.end_code(), Some(0));
 }
@@ -120,9 +105,7 @@ fn a_child_that_is_killed_comes_back_and_the_rest_stays() {
     let up = Up::start(folder.path());
     up.first_screen();
     for name in ["store", "sequencer", "edge"] {
-        let others = ["store", "sequencer", "edge"]
-            .into_iter()
-            .filter(|other| *other != name);
+        let others = ["store", "sequencer", "edge"].into_iter().filter(|other| *other != name);
         let others: Vec<_> = others.map(|other| (other, up.child(other))).collect();
         let killed = up.child(name).expect("it runs");
         signal("KILL", killed);
@@ -141,9 +124,7 @@ fn the_control_socket_kills_a_child() {
     up.first_screen();
     let before = up.child("sequencer").expect("it runs");
     let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
-    socket
-        .send_to(b"kill sequencer", folder.path().join("up.sock"))
-        .unwrap();
+    socket.send_to(b"kill sequencer", folder.path().join("up.sock")).unwrap();
     up.next_child("sequencer", before);
 }
 
@@ -171,10 +152,7 @@ fn an_interrupt_ends_it_cleanly() {
     let edge = up.child("edge").expect("it runs");
     signal("INT", up.process.id());
     assert_eq!(up.end_code(), Some(0));
-    assert!(
-        !command_line(edge).starts_with("aldis "),
-        "the edge is left behind"
-    );
+    assert!(!command_line(edge).starts_with("aldis "), "the edge is left behind");
 }
 
 #[test]
@@ -191,9 +169,7 @@ fn an_address_in_use_is_one_clear_line_and_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
-    let refusal = command(listen, &folder.path().join("data"))
-        .output()
-        .unwrap();
+    let refusal = command(listen, &folder.path().join("data")).output().unwrap();
     refused(&refusal, &format!("{listen} is in use"));
 }
 
@@ -202,9 +178,7 @@ fn a_directory_that_cannot_be_made_is_one_clear_line_and_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, b"").unwrap();
-    let refusal = command(free_address(), &file.join("data"))
-        .output()
-        .unwrap();
+    let refusal = command(free_address(), &file.join("data")).output().unwrap();
     refused(&refusal, "cannot write to the data directory");
 }
 
@@ -220,10 +194,7 @@ fn refused(output: &Output, beginning: &str) {
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(
-        text.starts_with(&format!("aldis up: {beginning}")),
-        "{text}"
-    );
+    assert!(text.starts_with(&format!("aldis up: {beginning}")), "{text}");
     assert!(output.stdout.is_empty());
 }
 

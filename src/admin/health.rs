@@ -13,9 +13,7 @@ impl Health {
     /// Not healthy yet: `starting`.
     pub fn starting() -> Health {
         let reason = Some("starting".to_owned());
-        Health {
-            reason: Arc::new(Mutex::new(reason)),
-        }
+        Health { reason: Arc::new(Mutex::new(reason)) }
     }
 
     /// From now on `/healthz` answers 200 `ok`.

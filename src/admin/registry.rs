@@ -68,10 +68,7 @@ struct Series {
 impl Registry {
     /// `process` is shown by the metric `aldis_process_info`.
     pub fn new(process: &'static str) -> Registry {
-        Registry {
-            process,
-            families: Arc::default(),
-        }
+        Registry { process, families: Arc::default() }
     }
 
     /// A new cell of the counter `name`, which ends in `_total` unless it must read zero.
@@ -81,9 +78,7 @@ impl Registry {
 
     /// As [`Registry::counter`], with labels (name, value).
     pub fn counter_with(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Counter {
-        Counter {
-            cell: self.cell(name, help, Kind::Counter, labels),
-        }
+        Counter { cell: self.cell(name, help, Kind::Counter, labels) }
     }
 
     /// A new cell of the gauge `name`.
@@ -93,16 +88,12 @@ impl Registry {
 
     /// As [`Registry::gauge`], with labels (name, value).
     pub fn gauge_with(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Gauge {
-        Gauge {
-            cell: self.cell(name, help, Kind::Gauge, labels),
-        }
+        Gauge { cell: self.cell(name, help, Kind::Gauge, labels) }
     }
 
     /// A new part of the summary `name`, which ends in `_seconds`.
     pub fn summary(&self, name: &str, help: &str) -> Summary {
-        let summary = Summary {
-            copy: Arc::default(),
-        };
+        let summary = Summary { copy: Arc::default() };
         self.with_series(name, help, Kind::Summary, &[], |series| {
             series.summaries.push(summary.clone());
         });
@@ -236,10 +227,7 @@ fn render_summary(name: &str, summaries: &[Summary], text: &mut String) {
         text.push_str(&format!("{name}{{quantile=\"{quantile}\"}} {value}\n"));
     }
     let sum = seconds(merged.mean() * merged.len() as f64);
-    text.push_str(&format!(
-        "{name}_sum {sum}\n{name}_count {}\n",
-        merged.len()
-    ));
+    text.push_str(&format!("{name}_sum {sum}\n{name}_count {}\n", merged.len()));
 }
 
 fn is_name(name: &str) -> bool {
@@ -254,10 +242,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
     let mut text = String::new();
     for (name, value) in labels {
         let separator = if text.is_empty() { '{' } else { ',' };
-        let value = value
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         write!(text, "{separator}{name}=\"{value}\"").expect("a string takes all");
     }
     text.push('}');

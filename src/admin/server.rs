@@ -24,17 +24,13 @@ pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Res
     let listener = TcpListener::bind(address).map_err(named)?;
     listener.set_nonblocking(true)?;
     let bound = listener.local_addr()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
-    thread::Builder::new()
-        .name("admin".to_owned())
-        .spawn(move || {
-            if let Err(error) = runtime.block_on(serve(listener, registry, health)) {
-                tracing::error!(%error, "the admin page has ended");
-            }
-        })?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve(listener, registry, health)) {
+            tracing::error!(%error, "the admin page has ended");
+        }
+    })?;
     Ok(bound)
 }
 

@@ -45,10 +45,7 @@ impl<T> Slab<T> {
         }
         let vacant = self.values.vacant_entry();
         let slot = vacant.key();
-        let key = Key {
-            slot: slot as u32,
-            generation: self.generations[slot],
-        };
+        let key = Key { slot: slot as u32, generation: self.generations[slot] };
         vacant.insert(make(key));
         Some(key)
     }
@@ -82,10 +79,7 @@ impl<T> Slab<T> {
     /// The key of the value that is in `slot` now. Not counted.
     pub fn key_of(&self, slot: u32) -> Option<Key> {
         let taken = self.values.contains(slot as usize);
-        taken.then(|| Key {
-            slot,
-            generation: self.generations[slot as usize],
-        })
+        taken.then(|| Key { slot, generation: self.generations[slot as usize] })
     }
 
     /// Every value with its key, by slot.
@@ -164,16 +158,10 @@ mod tests {
     #[test]
     fn a_key_of_a_vacant_slot_is_stale_even_when_its_generation_fits() {
         let mut slab = Slab::<u8>::with_capacity(2);
-        let guessed = Key {
-            slot: 1,
-            generation: 0,
-        };
+        let guessed = Key { slot: 1, generation: 0 };
         assert_eq!(slab.remove(guessed), None);
         assert_eq!(slab.key_of(1), None);
-        let beyond = Key {
-            slot: 9,
-            generation: 0,
-        };
+        let beyond = Key { slot: 9, generation: 0 };
         assert_eq!(slab.get_mut(beyond), None);
         assert_eq!(slab.stale_count(), 2);
     }

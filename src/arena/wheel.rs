@@ -122,11 +122,7 @@ impl Wheel {
 
     fn take_entry(&mut self, key: Key, deadline: u32) -> u32 {
         let next = NONE;
-        let entry = Entry {
-            key,
-            deadline,
-            next,
-        };
+        let entry = Entry { key, deadline, next };
         if self.free == NONE {
             self.entries.push(entry);
             return (self.entries.len() - 1) as u32;
@@ -147,10 +143,7 @@ mod tests {
     use super::*;
 
     fn key(slot: u32) -> Key {
-        Key {
-            slot,
-            generation: slot + 1,
-        }
+        Key { slot, generation: slot + 1 }
     }
 
     /// The naive twin: every deadline in order.

@@ -31,10 +31,7 @@ impl Failure {
                 || cause.downcast_ref().is_some_and(is_host)
                 || cause.downcast_ref().is_some_and(is_usage)
         });
-        Failure {
-            code: if by_usage { CODE_USAGE } else { CODE_FAULT },
-            message: one_line(error),
-        }
+        Failure { code: if by_usage { CODE_USAGE } else { CODE_FAULT }, message: one_line(error) }
     }
 }
 

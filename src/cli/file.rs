@@ -34,12 +34,8 @@ impl ConfigurationFile {
     pub fn parse(name: &str, text: &str) -> Result<ConfigurationFile, Usage> {
         toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            let line = 1 + text
-                .as_bytes()
-                .iter()
-                .take(start)
-                .filter(|&&byte| byte == b'\n')
-                .count();
+            let line =
+                1 + text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count();
             Usage(format!("{name}, line {line}: {}", error.message()))
         })
     }

@@ -24,17 +24,12 @@ use super::failure::Usage;
 pub fn start(process: &'static str, filter: Option<&str>, on_terminal: bool) -> Result<(), Usage> {
     let filter = filter.unwrap_or("info");
     let parsed = EnvFilter::try_new(filter).map_err(|error| {
-        Usage(format!(
-            "--log {filter:?}: {error}; write `info` or `info,aldis::link=debug`"
-        ))
+        Usage(format!("--log {filter:?}: {error}; write `info` or `info,aldis::link=debug`"))
     })?;
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(io::stderr)
-        .event_format(Lines {
-            process,
-            text: on_terminal,
-        })
+        .event_format(Lines { process, text: on_terminal })
         .init();
     std::panic::set_hook(Box::new(|panic| {
         log_panic(panic);
@@ -139,9 +134,7 @@ impl Visit for Fields {
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let place = panic
-        .location()
-        .map_or_else(String::new, |location| location.to_string());
+    let place = panic.location().map_or_else(String::new, |location| location.to_string());
     // A constant message cannot contain data; a formatted one can.
     let constant = panic.payload().downcast_ref::<&'static str>().copied();
     let message = constant.unwrap_or("(formatted, not shown: it may quote data)");
@@ -175,10 +168,7 @@ mod tests {
         let writer = written.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())
-            .event_format(Lines {
-                process: "edge",
-                text,
-            })
+            .event_format(Lines { process: "edge", text })
             .finish();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(connections = 3, peer = "store-1", "a \"link\" began");

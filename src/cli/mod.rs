@@ -76,16 +76,8 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
-    let CommandLine {
-        config,
-        log: filter,
-        command,
-    } = command_line;
-    log::start(
-        command.process(),
-        filter.as_deref(),
-        io::stderr().is_terminal(),
-    )?;
+    let CommandLine { config, log: filter, command } = command_line;
+    log::start(command.process(), filter.as_deref(), io::stderr().is_terminal())?;
     let file = ConfigurationFile::read(config.as_deref())?;
     match command {
         Command::Up(flags) => up::run(flags.over(file.up).into_options(config, filter)?),

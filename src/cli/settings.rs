@@ -42,20 +42,10 @@ pub struct UpSettings {
     #[arg(long, env = "ALDIS_UP_SHARDS", value_name = "N")]
     shards: Option<usize>,
     /// A name under which browsers reach this, besides localhost and loopback addresses.
-    #[arg(
-        long,
-        env = "ALDIS_UP_HOST",
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ALDIS_UP_HOST", value_name = "NAME", value_delimiter = ',')]
     host: Vec<String>,
     /// A web site that may connect, besides this one: https://chat.example.org
-    #[arg(
-        long,
-        env = "ALDIS_UP_ORIGIN",
-        value_name = "ORIGIN",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ALDIS_UP_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     origin: Vec<String>,
 }
 
@@ -87,20 +77,10 @@ pub struct EdgeSettings {
     #[arg(long, env = "ALDIS_EDGE_AUTH", value_name = "HOW")]
     auth: Option<String>,
     /// A name under which browsers reach this, besides localhost and loopback addresses.
-    #[arg(
-        long,
-        env = "ALDIS_EDGE_HOST",
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ALDIS_EDGE_HOST", value_name = "NAME", value_delimiter = ',')]
     host: Vec<String>,
     /// A web site that may connect, besides this one: https://chat.example.org
-    #[arg(
-        long,
-        env = "ALDIS_EDGE_ORIGIN",
-        value_name = "ORIGIN",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ALDIS_EDGE_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     origin: Vec<String>,
     /// The control socket of `aldis up`, which passes this.
     #[arg(long, env = "ALDIS_EDGE_CONTROL", value_name = "PATH")]
@@ -307,9 +287,7 @@ impl FromStr for Endpoint {
             .to_socket_addrs()
             .map_err(|error| format!("{text:?} is not an address ({error}); {hint}"))?;
         let first = addresses.next();
-        first
-            .map(Endpoint)
-            .ok_or_else(|| format!("{text:?} has no address; {hint}"))
+        first.map(Endpoint).ok_or_else(|| format!("{text:?} has no address; {hint}"))
     }
 }
 
@@ -326,9 +304,7 @@ fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
 }
 
 fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
-    let variable = format!("ALDIS_{process}_{key}")
-        .replace('-', "_")
-        .to_ascii_uppercase();
+    let variable = format!("ALDIS_{process}_{key}").replace('-', "_").to_ascii_uppercase();
     value.ok_or_else(|| {
         Usage(format!(
             "--{key} is needed; give it as a flag, as {variable} in the environment, \
@@ -339,10 +315,7 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
 
 fn admin_options(address: Option<Endpoint>, file: Option<PathBuf>) -> AdminOptions {
     let any_loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    AdminOptions {
-        address: address.map_or(any_loopback, |endpoint| endpoint.0),
-        file,
-    }
+    AdminOptions { address: address.map_or(any_loopback, |endpoint| endpoint.0), file }
 }
 
 fn check_auth(auth: Auth, listen: SocketAddr) -> Result<(), Usage> {
@@ -375,12 +348,8 @@ fn check_heartbeat(heartbeat_ms: u32) -> Result<u32, Usage> {
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {
-    let bytes = fs::read(path).map_err(|error| {
-        Usage(format!(
-            "cannot read the secret {}: {error}",
-            path.display()
-        ))
-    })?;
+    let bytes = fs::read(path)
+        .map_err(|error| Usage(format!("cannot read the secret {}: {error}", path.display())))?;
     let secret = bytes.trim_ascii();
     if secret.len() < SECRET_SIZE_MIN {
         return Err(Usage(format!(

@@ -30,14 +30,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
         secret.path()
     );
     let file = ConfigurationFile::parse("aldis.toml", &file).unwrap().edge;
-    let flags = edge_settings(&[
-        "--listen",
-        "127.0.0.1:9",
-        "--host",
-        "b.local",
-        "--host",
-        "c",
-    ]);
+    let flags = edge_settings(&["--listen", "127.0.0.1:9", "--host", "b.local", "--host", "c"]);
     let options = flags.over(file).into_options().unwrap();
     assert_eq!(options.listen.port(), 9);
     assert_eq!(options.sequencer.port(), 2);
@@ -75,28 +68,15 @@ fn every_flag_can_come_from_the_environment() {
 fn an_unknown_key_is_named_with_its_line() {
     let text = "[edge]\nlisten = \"127.0.0.1:1\"\n\n[store]\nlisen = \"127.0.0.1:1\"\n";
     let error = ConfigurationFile::parse("aldis.toml", text).unwrap_err();
-    assert!(
-        error
-            .0
-            .starts_with("aldis.toml, line 5: unknown field `lisen`"),
-        "{error}"
-    );
+    assert!(error.0.starts_with("aldis.toml, line 5: unknown field `lisen`"), "{error}");
 }
 
 #[test]
 fn a_wrong_address_in_the_file_is_named_with_its_line() {
     let error = ConfigurationFile::parse("a.toml", "[up]\nlisten = \"8080\"\n").unwrap_err();
-    assert!(
-        error
-            .0
-            .starts_with("a.toml, line 2: \"8080\" is not an address"),
-        "{error}"
-    );
+    assert!(error.0.starts_with("a.toml, line 2: \"8080\" is not an address"), "{error}");
     let error = ConfigurationFile::parse("a.toml", "[up]\nlisten = 8080\n").unwrap_err();
-    assert!(
-        error.0.starts_with("a.toml, line 2: invalid type"),
-        "{error}"
-    );
+    assert!(error.0.starts_with("a.toml, line 2: invalid type"), "{error}");
 }
 
 #[test]
@@ -121,14 +101,7 @@ fn a_short_secret_and_no_shards_are_refused() {
     let short = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(short.path(), "short").unwrap();
     let path = short.path().to_str().unwrap();
-    let all = [
-        "--listen",
-        "[::1]:1",
-        "--sequencer",
-        "localhost:2",
-        "--auth",
-        "dev",
-    ];
+    let all = ["--listen", "[::1]:1", "--sequencer", "localhost:2", "--auth", "dev"];
     let with = |more: &[&str]| {
         let flags = [&all[..], more].concat();
         edge_settings(&flags).into_options().err().unwrap().0
@@ -139,13 +112,9 @@ fn a_short_secret_and_no_shards_are_refused() {
 
 #[test]
 fn usage_errors_exit_with_2_and_help_with_0() {
-    let usage = CommandLine::try_parse_from(["aldis", "edge", "--no"])
-        .err()
-        .unwrap();
+    let usage = CommandLine::try_parse_from(["aldis", "edge", "--no"]).err().unwrap();
     assert_eq!(usage.exit_code(), 2);
-    let help = CommandLine::try_parse_from(["aldis", "--help"])
-        .err()
-        .unwrap();
+    let help = CommandLine::try_parse_from(["aldis", "--help"]).err().unwrap();
     assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
     assert!(help.to_string().contains("Exit codes:"));
 }

@@ -184,9 +184,7 @@ impl Outbound {
     }
 
     fn take_rest_of_frame(&mut self, piece: &mut Vec<u8>) {
-        let size = self
-            .frame_left
-            .min(SEND_SIZE_MAX.saturating_sub(piece.len()));
+        let size = self.frame_left.min(SEND_SIZE_MAX.saturating_sub(piece.len()));
         let end = self.taken + size;
         piece.extend_from_slice(&self.queue[self.taken..end]);
         self.taken = end;
@@ -239,18 +237,11 @@ impl Connection {
 
     fn due_open(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
         let heartbeat = if self.flags.is_pinged {
-            after(
-                now_ms,
-                self.since_ms + 2 * heartbeat_ms,
-                Due::Cut(End::Silent),
-            )
+            after(now_ms, self.since_ms + 2 * heartbeat_ms, Due::Cut(End::Silent))
         } else {
             after(now_ms, self.since_ms + heartbeat_ms, Due::Ping)
         };
-        let sending = self
-            .outbound
-            .as_ref()
-            .filter(|outbound| outbound.sending > 0);
+        let sending = self.outbound.as_ref().filter(|outbound| outbound.sending > 0);
         let Some(outbound) = sending else {
             return heartbeat;
         };
@@ -307,9 +298,7 @@ mod tests {
             left.extend(piece);
         }
         let after_first_frame = 36 + 10 + 200_000;
-        let ping: Vec<u8> = left
-            .drain(after_first_frame..after_first_frame + 6)
-            .collect();
+        let ping: Vec<u8> = left.drain(after_first_frame..after_first_frame + 6).collect();
         assert_eq!(ping, b"\x89\x04ping");
         assert!(left == whole, "the rest is in order");
     }

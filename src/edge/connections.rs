@@ -122,9 +122,7 @@ impl Connections {
 
     /// Bytes queued or under way to this connection, headers included; 0 when it is not known.
     pub fn queued_bytes(&self, id: ConnectionId) -> usize {
-        let outbound = self
-            .get(id)
-            .and_then(|connection| connection.outbound.as_ref());
+        let outbound = self.get(id).and_then(|connection| connection.outbound.as_ref());
         outbound.map_or(0, |outbound| outbound.size())
     }
 
@@ -161,8 +159,7 @@ impl Connections {
     }
 
     pub fn is_open(&self, id: ConnectionId) -> bool {
-        self.get(id)
-            .is_some_and(|connection| connection.phase == Phase::Open)
+        self.get(id).is_some_and(|connection| connection.phase == Phase::Open)
     }
 
     /// Connections that are open.
@@ -174,7 +171,12 @@ impl Connections {
         self.counters
     }
 
-    pub(super) fn send_frame(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) -> Result<(), SendError> {
+    pub(super) fn send_frame(
+        &mut self,
+        id: ConnectionId,
+        opcode: Opcode,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
         let queue_size_max = self.options.queue_size_max;
         if !self.is_open(id) {
             return Err(SendError::Gone);
@@ -207,8 +209,7 @@ impl Connections {
     }
 
     pub(super) fn open_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.get_mut(id)
-            .filter(|connection| connection.phase == Phase::Open)
+        self.get_mut(id).filter(|connection| connection.phase == Phase::Open)
     }
 
     /// Gives an accepted socket a slot. `None` when even the spare ones are taken.
@@ -250,21 +251,12 @@ impl Connections {
 
     /// Lets `write` queue something, and lists the connection to be flushed.
     pub(super) fn queue(&mut self, id: ConnectionId, write: impl FnOnce(&mut Outbound)) {
-        let Connections {
-            slots,
-            queues,
-            dirty,
-            ..
-        } = self;
-        let connection = slots
-            .get_mut(id)
-            .filter(|connection| connection.phase != Phase::Gone);
+        let Connections { slots, queues, dirty, .. } = self;
+        let connection = slots.get_mut(id).filter(|connection| connection.phase != Phase::Gone);
         let Some(connection) = connection else {
             return;
         };
-        let outbound = connection
-            .outbound
-            .get_or_insert_with(|| queues.pop().unwrap_or_default());
+        let outbound = connection.outbound.get_or_insert_with(|| queues.pop().unwrap_or_default());
         write(outbound);
         if !connection.flags.is_dirty {
             connection.flags.is_dirty = true;
@@ -344,9 +336,7 @@ impl Connections {
     pub(super) fn sending(&mut self, id: ConnectionId, size: usize) {
         let now_ms = self.now.monotonic_ms();
         self.counters.sends += 1;
-        let outbound = self
-            .get_mut(id)
-            .and_then(|connection| connection.outbound.as_mut());
+        let outbound = self.get_mut(id).and_then(|connection| connection.outbound.as_mut());
         if let Some(outbound) = outbound {
             outbound.sending = size;
             outbound.sending_since_ms = now_ms;

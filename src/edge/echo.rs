@@ -93,14 +93,12 @@ fn spawn(
     listener: Listener,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<thread::JoinHandle<anyhow::Result<()>>> {
-    thread::Builder::new()
-        .name(format!("shard-{index}"))
-        .spawn(move || {
-            let outcome = run_shard(&listener, &stop);
-            // One shard without the others would answer only some of the clients.
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            outcome
-        })
+    thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        let outcome = run_shard(&listener, &stop);
+        // One shard without the others would answer only some of the clients.
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcome
+    })
 }
 
 fn run_shard(listener: &Listener, stop: &AtomicBool) -> anyhow::Result<()> {

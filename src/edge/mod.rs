@@ -21,6 +21,6 @@ pub mod shard;
 pub mod ticket;
 
 pub use application::{Application, ConnectionId, Decision, End, Message};
-pub use process::run;
 pub use connections::{Connections, Counters, SendError, ShardOptions};
+pub use process::run;
 pub use shard::Shard;

@@ -49,9 +49,7 @@ impl FromStr for Auth {
     fn from_str(text: &str) -> Result<Auth, String> {
         match text {
             "dev" => Ok(Auth::Dev),
-            _ => Err(format!(
-                "{text:?} is not a way to identify clients; use dev"
-            )),
+            _ => Err(format!("{text:?} is not a way to identify clients; use dev")),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::router;
 use super::shard::Shard;
 use crate::admin::{Health, Registry};
 use crate::clock::Now;
-use crate::limits::CLIENT_MESSAGE_SIZE_MAX;
+use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
 use crate::sys::{StopFlag, patiently, random_u64};
 
@@ -28,7 +28,7 @@ const RECONNECTS_PER_S: u64 = 2_000;
 /// A drain ends at the latest after this.
 const DRAIN_MS_MAX: u64 = 8_000;
 
-const _: () = assert!(router::SLOW_SIZE < QUEUE_SIZE_MAX / 2);
+const _: () = assert!(router::SLOW_SIZE + SERVER_FRAME_SIZE_MAX < QUEUE_SIZE_MAX);
 
 /// Serves clients until SIGTERM, which drains.
 pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
@@ -121,7 +121,9 @@ fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
     let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
     let (chat, _, connections) = shard.parts();
     chat.drain(now, spread_ms, connections);
-    while shard.connection_count() > 0 && Now::read().monotonic_ms() < now.monotonic_ms() + DRAIN_MS_MAX {
+    while shard.connection_count() > 0
+        && Now::read().monotonic_ms() < now.monotonic_ms() + DRAIN_MS_MAX
+    {
         shard.turn(&mut Now::read);
         metrics.publish(shard);
     }

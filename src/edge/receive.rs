@@ -137,9 +137,7 @@ fn whole_request(
     let size = head_size + body_size;
     match bytes.get(head_size..size) {
         Some(body) => Ok((head, body, size)),
-        None => Err(NotWhole::Arriving {
-            size_needed: Some(size),
-        }),
+        None => Err(NotWhole::Arriving { size_needed: Some(size) }),
     }
 }
 

@@ -131,11 +131,7 @@ impl Router {
         *self.slot(id.slot) = Some(connection);
         self.counters.connections += 1;
         self.counters.accepted += 1;
-        let message = ToSequencer::Open {
-            address: self.address(id),
-            user,
-            device,
-        };
+        let message = ToSequencer::Open { address: self.address(id), user, device };
         let request = Unanswered {
             asker: id,
             reference: None,
@@ -177,10 +173,7 @@ impl Router {
 
     /// Everything queued to the connection has left.
     pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        if let Some(stream) = self
-            .connection(id)
-            .and_then(|found| found.room_wanted.take())
-        {
+        if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take()) {
             self.tell_room(id, stream, around);
         }
     }
@@ -188,9 +181,7 @@ impl Router {
     /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
     /// answers will find nobody.
     pub fn closed(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        let Some(connection) = self
-            .slot(id.slot)
-            .take_if(|is| is.generation == id.generation)
+        let Some(connection) = self.slot(id.slot).take_if(|is| is.generation == id.generation)
         else {
             return;
         };
@@ -198,12 +189,7 @@ impl Router {
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
             let Connection { user, device, .. } = connection;
-            let close = ToSequencer::Close {
-                address: self.address(id),
-                session,
-                user,
-                device,
-            };
+            let close = ToSequencer::Close { address: self.address(id), session, user, device };
             self.requests.tell(close, around.outlet);
         }
     }
@@ -216,11 +202,7 @@ impl Router {
                 let connections = &self.connections;
                 self.requests.end(|id| stands(connections, id));
             }
-            LinkEvent::Entry {
-                peer,
-                number,
-                entry,
-            } if peer == self.options.sequencer => {
+            LinkEvent::Entry { peer, number, entry } if peer == self.options.sequencer => {
                 self.entry(entry, around);
                 around.outlet.answered(peer, number);
                 self.requests.flush(around.outlet);
@@ -239,10 +221,7 @@ impl Router {
             self.refuse(&request, unavailable, around);
             self.settle(turn, &request, around);
         }
-        if self
-            .drain_ends_at_ms
-            .is_some_and(|end| end <= around.now.monotonic_ms())
-        {
+        if self.drain_ends_at_ms.is_some_and(|end| end <= around.now.monotonic_ms()) {
             for id in self.ids() {
                 self.close_drained(id, around);
             }
@@ -259,14 +238,7 @@ impl Router {
         for id in self.ids() {
             let reconnect_ms = Some(self.random() % spread_ms.max(1));
             let goodbye = Goodbye::Drain;
-            self.say(
-                id,
-                &Event::Goaway {
-                    goodbye,
-                    reconnect_ms,
-                },
-                around,
-            );
+            self.say(id, &Event::Goaway { goodbye, reconnect_ms }, around);
             let found = self.connection(id);
             if found.is_some_and(|connection| connection.is_settled()) {
                 self.close_drained(id, around);
@@ -289,11 +261,7 @@ impl Router {
                 let slot = u32::try_from(slot).expect("slots are numbered by u32");
                 let generation = connection.generation;
                 retells.push(ToSequencer::Retell {
-                    address: Address {
-                        incarnation,
-                        slot,
-                        generation,
-                    },
+                    address: Address { incarnation, slot, generation },
                     session,
                     user: connection.user.clone(),
                     device: connection.device.clone(),
@@ -303,8 +271,7 @@ impl Router {
         }
         let notices = retells.into_iter().chain([ToSequencer::Retold]);
         let connections = &self.connections;
-        self.requests
-            .begin(notices, |id| stands(connections, id), around.outlet);
+        self.requests.begin(notices, |id| stands(connections, id), around.outlet);
     }
 
     /// Says one event to a client, unless it is gone.
@@ -341,10 +308,7 @@ impl Router {
             return;
         }
         // Sent past `queue`, which comes here when the connection is too slow.
-        let goaway = Event::Goaway {
-            goodbye,
-            reconnect_ms,
-        };
+        let goaway = Event::Goaway { goodbye, reconnect_ms };
         let mut frame = Vec::new();
         json::encode(&goaway, &mut frame);
         self.counters.frames_out += 1;
@@ -353,12 +317,7 @@ impl Router {
     }
 
     fn close_drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        self.close(
-            id,
-            Goodbye::Drain.close_code(),
-            Goodbye::Drain.reason(),
-            around,
-        );
+        self.close(id, Goodbye::Drain.close_code(), Goodbye::Drain.reason(), around);
     }
 
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str, around: &mut Surroundings) {
@@ -392,11 +351,7 @@ impl Router {
 
     fn address(&self, id: ConnectionId) -> Address {
         let ConnectionId { slot, generation } = id;
-        Address {
-            incarnation: self.options.incarnation,
-            slot,
-            generation,
-        }
+        Address { incarnation: self.options.incarnation, slot, generation }
     }
 
     /// SplitMix64 (Steele, Lea and Flood 2014): enough to spread clients over a few seconds.

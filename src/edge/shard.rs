@@ -76,8 +76,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.connections.expire();
         self.tell();
         let now = self.connections.now;
-        self.application
-            .turn_end(now, &mut self.ring, &mut self.connections);
+        self.application.turn_end(now, &mut self.ring, &mut self.connections);
         self.tell();
         self.flush();
         self.remove_gone();
@@ -114,8 +113,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         for id in self.connections.ids() {
             if self.connections.is_open(id) {
                 let (end, listening) = (End::Stopping, Listening::Frames);
-                self.connections
-                    .begin_close(id, Some(code), reason, end, listening);
+                self.connections.begin_close(id, Some(code), reason, end, listening);
             } else if self.phase(id) == Some(Phase::Request) {
                 self.connections.leave(id, false);
             }
@@ -193,8 +191,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let extra = [("Retry-After", RETRY_AFTER_S)];
         let response = refusal_response(503, "full", "this server is full", &extra);
         self.connections.counters.refused += 1;
-        self.connections
-            .respond(id, &response, Listening::EndOfStream);
+        self.connections.respond(id, &response, Listening::EndOfStream);
     }
 
     fn received(&mut self, completion: Completion) {
@@ -348,10 +345,7 @@ fn receive_token(id: ConnectionId) -> Token {
 }
 
 fn id_of(token: Token) -> ConnectionId {
-    ConnectionId {
-        slot: token.slot(),
-        generation: token.generation(),
-    }
+    ConnectionId { slot: token.slot(), generation: token.generation() }
 }
 
 #[cfg(test)]

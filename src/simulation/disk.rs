@@ -43,19 +43,9 @@ struct File {
 }
 
 enum Pending {
-    Create {
-        segment: u64,
-        size: u64,
-        progress: Creation,
-    },
-    Write {
-        segment: u64,
-        offset: u64,
-        data: Vec<u8>,
-    },
-    Remove {
-        segment: u64,
-    },
+    Create { segment: u64, size: u64, progress: Creation },
+    Write { segment: u64, offset: u64, data: Vec<u8> },
+    Remove { segment: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,9 +66,7 @@ impl SimDisk {
             fails_writes: false,
             fault: None,
         };
-        SimDisk {
-            shared: Rc::new(RefCell::new(shared)),
-        }
+        SimDisk { shared: Rc::new(RefCell::new(shared)) }
     }
 
     /// Moves one request on, chosen by the seed; false if there is none.
@@ -151,37 +139,20 @@ impl LogDevice for SimDisk {
     type Reader = SimDisk;
 
     fn create(&mut self, segment: u64, size: u64) {
-        let create = Pending::Create {
-            segment,
-            size,
-            progress: Creation::Asked,
-        };
+        let create = Pending::Create { segment, size, progress: Creation::Asked };
         self.shared.borrow_mut().pending.push(create);
     }
 
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {
         let mut shared = self.shared.borrow_mut();
-        let size = shared
-            .files
-            .get(&segment)
-            .map_or(0, |file| file.visible.len());
+        let size = shared.files.get(&segment).map_or(0, |file| file.visible.len());
         let aligned = offset % 4096 == 0 && data.len() % 4096 == 0;
-        assert!(
-            aligned && offset as usize + data.len() <= size,
-            "a write outside its segment"
-        );
-        shared.pending.push(Pending::Write {
-            segment,
-            offset,
-            data,
-        });
+        assert!(aligned && offset as usize + data.len() <= size, "a write outside its segment");
+        shared.pending.push(Pending::Write { segment, offset, data });
     }
 
     fn remove(&mut self, segment: u64) {
-        self.shared
-            .borrow_mut()
-            .pending
-            .push(Pending::Remove { segment });
+        self.shared.borrow_mut().pending.push(Pending::Remove { segment });
     }
 
     fn poll(&mut self) -> Result<Option<DeviceEvent>, DeviceFault> {
@@ -222,9 +193,7 @@ impl LogReader for SimDisk {
         let shared = self.shared.borrow();
         let file = shared.files.get(&segment).ok_or(io::ErrorKind::NotFound)?;
         let bytes = file.visible.get(offset as usize..).unwrap_or_default();
-        let bytes = bytes
-            .get(..buffer.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = bytes.get(..buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }
@@ -237,16 +206,8 @@ impl Shared {
         }
         let index = self.random.below(self.pending.len());
         match self.pending.swap_remove(index) {
-            Pending::Create {
-                segment,
-                size,
-                progress,
-            } => self.create(segment, size, progress),
-            Pending::Write {
-                segment,
-                offset,
-                data,
-            } => self.write(segment, offset, &data),
+            Pending::Create { segment, size, progress } => self.create(segment, size, progress),
+            Pending::Write { segment, offset, data } => self.write(segment, offset, &data),
             Pending::Remove { segment } => {
                 self.files.remove(&segment);
                 self.events.push_back(DeviceEvent::Removed { segment });
@@ -258,21 +219,13 @@ impl Shared {
     fn create(&mut self, segment: u64, size: u64, progress: Creation) {
         let progress = match progress {
             Creation::Asked => {
-                let used: u64 = self
-                    .files
-                    .values()
-                    .map(|file| file.visible.len() as u64)
-                    .sum();
+                let used: u64 = self.files.values().map(|file| file.visible.len() as u64).sum();
                 if used + size > self.space {
                     self.events.push_back(DeviceEvent::NoSpace { segment });
                     return;
                 }
                 let visible = vec![0; size as usize];
-                let file = File {
-                    visible,
-                    dirty: BTreeMap::new(),
-                    named: false,
-                };
+                let file = File { visible, dirty: BTreeMap::new(), named: false };
                 self.files.insert(segment, file);
                 Creation::Zeroed
             }
@@ -285,47 +238,29 @@ impl Shared {
                 return;
             }
         };
-        self.pending.push(Pending::Create {
-            segment,
-            size,
-            progress,
-        });
+        self.pending.push(Pending::Create { segment, size, progress });
     }
 
     fn write(&mut self, segment: u64, offset: u64, data: &[u8]) {
         if self.fails_writes {
             let source = io::Error::other("the simulated disk fails writes");
             let operation = Operation::Write;
-            self.fault = Some(DeviceFault {
-                operation,
-                segment,
-                offset,
-                source,
-            });
+            self.fault = Some(DeviceFault { operation, segment, offset, source });
             return;
         }
         if let Some(file) = self.files.get_mut(&segment) {
             file.visible[offset as usize..][..data.len()].copy_from_slice(data);
-            self.events
-                .push_back(DeviceEvent::Written { segment, offset });
+            self.events.push_back(DeviceEvent::Written { segment, offset });
         }
     }
 
     fn tear_pending(&mut self) {
         for pending in std::mem::take(&mut self.pending) {
             match pending {
-                Pending::Create {
-                    segment,
-                    size,
-                    progress,
-                } => {
+                Pending::Create { segment, size, progress } => {
                     self.tear_creation(segment, size, progress);
                 }
-                Pending::Write {
-                    segment,
-                    offset,
-                    data,
-                } => self.tear_write(segment, offset, &data),
+                Pending::Write { segment, offset, data } => self.tear_write(segment, offset, &data),
                 Pending::Remove { segment } => {
                     if self.random.flip() {
                         self.files.remove(&segment);
@@ -339,14 +274,7 @@ impl Shared {
     fn tear_creation(&mut self, segment: u64, size: u64, progress: Creation) {
         if progress == Creation::Asked && self.random.flip() {
             let visible = vec![0; self.random.below(size as usize)];
-            self.files.insert(
-                segment,
-                File {
-                    visible,
-                    dirty: BTreeMap::new(),
-                    named: false,
-                },
-            );
+            self.files.insert(segment, File { visible, dirty: BTreeMap::new(), named: false });
         }
     }
 

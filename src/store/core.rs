@@ -77,18 +77,9 @@ struct Request {
 }
 
 enum RequestKind {
-    Acquire {
-        incarnation: u64,
-    },
-    Resume {
-        epoch: u64,
-    },
-    Append {
-        epoch: u64,
-        first_lsn: u64,
-        count: u32,
-        records: Bytes,
-    },
+    Acquire { incarnation: u64 },
+    Resume { epoch: u64 },
+    Append { epoch: u64, first_lsn: u64, count: u32, records: Bytes },
 }
 
 /// The commit that the log is writing.
@@ -149,20 +140,11 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         outlet: &mut impl Outlet,
     ) -> Result<(), Problem> {
         match event {
-            LinkEvent::Began {
-                peer,
-                name,
-                durable_seen,
-                ..
-            } => {
+            LinkEvent::Began { peer, name, durable_seen, .. } => {
                 self.begin(peer, name, durable_seen)?;
             }
             LinkEvent::Ended { peer } => self.end(peer),
-            LinkEvent::Entry {
-                peer,
-                number,
-                entry,
-            } => self.entry(now, peer, number, entry)?,
+            LinkEvent::Entry { peer, number, entry } => self.entry(now, peer, number, entry)?,
         }
         Ok(self.poll(now, outlet)?)
     }
@@ -197,22 +179,12 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
     fn begin(&mut self, peer: PeerId, name: Id, durable_seen: u64) -> Result<(), StoreFault> {
         if durable_seen > self.known_durable() {
             let end = self.known_durable();
-            return Err(StoreFault::Lost {
-                peer: name.to_string(),
-                seen: durable_seen,
-                end,
-            });
+            return Err(StoreFault::Lost { peer: name.to_string(), seen: durable_seen, end });
         }
         self.end(peer);
         self.session_count += 1;
         let session = self.session_count;
-        self.peers.insert(
-            peer,
-            Peer {
-                session,
-                answers: VecDeque::new(),
-            },
-        );
+        self.peers.insert(peer, Peer { session, answers: VecDeque::new() });
         Ok(())
     }
 
@@ -226,11 +198,7 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         let Some(session) = self.peers.get(&peer).map(|peer| peer.session) else {
             return Ok(());
         };
-        let reply = Reply {
-            peer,
-            session,
-            number,
-        };
+        let reply = Reply { peer, session, number };
         let kind = match self.check(&entry) {
             Ok(Some(kind)) => kind,
             Ok(None) => {
@@ -242,41 +210,25 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 return Err(Problem::Violation { peer, what });
             }
         };
-        self.queue.push_back(Request {
-            reply,
-            arrived_us: now.monotonic_us,
-            kind,
-        });
+        self.queue.push_back(Request { reply, arrived_us: now.monotonic_us, kind });
         Ok(())
     }
 
     /// What to do about an entry; `None`: the worker answers it.
     fn check(&self, entry: &Bytes) -> Result<Option<RequestKind>, &'static str> {
         let request = ToStore::from_bytes(entry.clone());
-        Ok(
-            match request.map_err(|_| "an entry that cannot be decoded")? {
-                ToStore::Acquire { incarnation } => Some(RequestKind::Acquire { incarnation }),
-                ToStore::Resume { epoch, .. } => Some(RequestKind::Resume { epoch }),
-                ToStore::Append {
-                    epoch,
-                    first_lsn,
-                    count,
-                    records,
-                } => {
-                    if records.len() > self.log.payload_size_max() {
-                        return Err("a batch that no segment can hold");
-                    }
-                    check_records(&records, first_lsn, count)?;
-                    Some(RequestKind::Append {
-                        epoch,
-                        first_lsn,
-                        count,
-                        records,
-                    })
+        Ok(match request.map_err(|_| "an entry that cannot be decoded")? {
+            ToStore::Acquire { incarnation } => Some(RequestKind::Acquire { incarnation }),
+            ToStore::Resume { epoch, .. } => Some(RequestKind::Resume { epoch }),
+            ToStore::Append { epoch, first_lsn, count, records } => {
+                if records.len() > self.log.payload_size_max() {
+                    return Err("a batch that no segment can hold");
                 }
-                _ => None,
-            },
-        )
+                check_records(&records, first_lsn, count)?;
+                Some(RequestKind::Append { epoch, first_lsn, count, records })
+            }
+            _ => None,
+        })
     }
 
     /// Starts or refuses the first request in the queue; false if it has to wait.
@@ -291,38 +243,21 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         let answer = match &request.kind {
             RequestKind::Acquire { incarnation } => {
                 let epoch = self.epoch + 1;
-                let record = Record::Epoch {
-                    epoch,
-                    incarnation: *incarnation,
-                };
-                let append = Append {
-                    epoch,
-                    count: 1,
-                    records: record.to_bytes().into(),
-                };
+                let record = Record::Epoch { epoch, incarnation: *incarnation };
+                let append = Append { epoch, count: 1, records: record.to_bytes().into() };
                 return self.start(now, request, &append, Some(epoch));
             }
-            RequestKind::Resume { epoch } if *epoch == self.epoch => FromStore::Resumed {
-                to,
-                next_lsn: self.log.next_lsn(),
-            },
+            RequestKind::Resume { epoch } if *epoch == self.epoch => {
+                FromStore::Resumed { to, next_lsn: self.log.next_lsn() }
+            }
             RequestKind::Resume { .. } => self.fenced(to),
-            RequestKind::Append {
-                epoch,
-                first_lsn,
-                count,
-                records,
-            } => {
+            RequestKind::Append { epoch, first_lsn, count, records } => {
                 let next_lsn = self.log.next_lsn();
                 if *epoch != self.epoch || *first_lsn > next_lsn {
                     self.fenced(to)
                 } else if *first_lsn == next_lsn {
                     let (epoch, count, records) = (*epoch, *count, records.clone());
-                    let append = Append {
-                        epoch,
-                        count,
-                        records,
-                    };
+                    let append = Append { epoch, count, records };
                     return self.start(now, request, &append, None);
                 } else {
                     self.again(to, *first_lsn, *count, &records.clone())
@@ -348,21 +283,14 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         // From here on older epochs are refused, whether or not the grant is ever heard.
         self.epoch = granting.unwrap_or(self.epoch);
         let started_us = now.monotonic_us;
-        self.flight = Some(Flight {
-            reply: request.reply,
-            granting,
-            started_us,
-        });
+        self.flight = Some(Flight { reply: request.reply, granting, started_us });
         true
     }
 
     /// An append below the end: a resend after a lost answer, or somebody else's place.
     fn again(&mut self, to: u64, first_lsn: u64, count: u32, records: &[u8]) -> FromStore {
         match self.log.holds(first_lsn, count, records) {
-            Ok(true) => FromStore::Durable {
-                to,
-                next_lsn: first_lsn + u64::from(count),
-            },
+            Ok(true) => FromStore::Durable { to, next_lsn: first_lsn + u64::from(count) },
             Ok(false) => self.fenced(to),
             Err(error) => {
                 tracing::error!(%error, "the log could not be compared with a batch sent again");
@@ -374,10 +302,7 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
 
     fn fenced(&mut self, to: u64) -> FromStore {
         self.metrics.fenced += 1;
-        FromStore::Fenced {
-            to,
-            epoch: self.epoch,
-        }
+        FromStore::Fenced { to, epoch: self.epoch }
     }
 
     fn became_durable(&mut self, now: Now, batch: Batch) {
@@ -393,20 +318,8 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         self.metrics.commit_latency_us.saturating_record(latency_us);
         let (reply, next_lsn) = (flight.reply, self.log.next_lsn());
         match flight.granting {
-            Some(epoch) => self.waiting.push_back(Task::Grant {
-                reply,
-                epoch,
-                next_lsn,
-            }),
-            None => {
-                self.held = Some((
-                    reply,
-                    FromStore::Durable {
-                        to: reply.number,
-                        next_lsn,
-                    },
-                ))
-            }
+            Some(epoch) => self.waiting.push_back(Task::Grant { reply, epoch, next_lsn }),
+            None => self.held = Some((reply, FromStore::Durable { to: reply.number, next_lsn })),
         }
     }
 
@@ -434,11 +347,7 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                     self.applied_lsn = lsn;
                     self.backlog_size -= bytes;
                 }
-                Done::Answer {
-                    reply,
-                    entry,
-                    outcome,
-                } => {
+                Done::Answer { reply, entry, outcome } => {
                     self.metrics.unaccounted += outcome.unaccounted;
                     self.metrics.unavailable += u64::from(outcome.unavailable);
                     self.answer_bytes(reply, entry);
@@ -509,9 +418,5 @@ fn check_records(records: &Bytes, first_lsn: u64, count: u32) -> Result<(), &'st
             Err(_) => return Err("a record that cannot be decoded"),
         }
     }
-    if reader.is_empty() {
-        Ok(())
-    } else {
-        Err("more bytes than records")
-    }
+    if reader.is_empty() { Ok(()) } else { Err("more bytes than records") }
 }

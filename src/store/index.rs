@@ -54,6 +54,9 @@ pub trait Index {
     /// All of the changes, or after a crash none.
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), IndexFault>;
 
+    /// Returns once everything applied would survive the end of this process.
+    fn settle(&mut self) -> Result<(), IndexFault>;
+
     /// Returns once everything applied would survive a power cut.
     fn persist(&mut self) -> Result<(), IndexFault>;
 }
@@ -93,12 +96,7 @@ impl MemoryIndex {
 
 impl Index for MemoryIndex {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
-        Ok(self
-            .shared
-            .borrow()
-            .rows
-            .get(&(keyspace, key.to_vec()))
-            .cloned())
+        Ok(self.shared.borrow().rows.get(&(keyspace, key.to_vec())).cloned())
     }
 
     fn scan(
@@ -122,6 +120,10 @@ impl Index for MemoryIndex {
         let mut shared = self.shared.borrow_mut();
         put_all(&mut shared.rows, &changes);
         shared.unpersisted.push(changes);
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), IndexFault> {
         Ok(())
     }
 

@@ -141,13 +141,7 @@ impl<D: LogDevice> Log<D> {
             offset: records_offset(place),
             records: append.records.clone(),
         };
-        self.writing = Some(Writing {
-            batch,
-            place,
-            write_offset,
-            size,
-            checksum,
-        });
+        self.writing = Some(Writing { batch, place, write_offset, size, checksum });
         true
     }
 
@@ -180,12 +174,7 @@ impl<D: LogDevice> Log<D> {
     /// Whether `records` are what the log durably holds from `first_lsn` on.
     pub fn holds(&mut self, first_lsn: u64, count: u32, records: &[u8]) -> Result<bool, ReadError> {
         let end_lsn = self.next_lsn;
-        let extent = Extent {
-            first_lsn,
-            end_lsn,
-            count_max: count,
-            size_max: usize::MAX,
-        };
+        let extent = Extent { first_lsn, end_lsn, count_max: count, size_max: usize::MAX };
         let run = self.positions.read(&mut self.reader, extent)?;
         Ok(run.count == count && run.records == records)
     }
@@ -213,19 +202,13 @@ impl<D: LogDevice> Log<D> {
     /// Rolls if the active segment is too full; false while there is no next one.
     fn make_room(&mut self, size: u64) -> bool {
         let segment_size = self.options.segment_size;
-        if self
-            .active
-            .is_some_and(|place| place.offset + size <= segment_size)
-        {
+        if self.active.is_some_and(|place| place.offset + size <= segment_size) {
             return true;
         }
         let Preparation::Ready { segment } = self.next_segment else {
             return false;
         };
-        self.active = Some(Place {
-            segment,
-            offset: BLOCK_SIZE as u64,
-        });
+        self.active = Some(Place { segment, offset: BLOCK_SIZE as u64 });
         self.prepare(segment + 1);
         true
     }

@@ -76,9 +76,7 @@ wire_struct! {
 impl CommitHeader {
     /// Position of the last record. A count that would overflow saturates and fails the chain.
     pub fn last_lsn(&self) -> u64 {
-        self.first_lsn
-            .saturating_add(u64::from(self.count))
-            .saturating_sub(1)
+        self.first_lsn.saturating_add(u64::from(self.count)).saturating_sub(1)
     }
 
     /// Bytes the commit takes in its segment, whole blocks.
@@ -182,11 +180,7 @@ pub fn decode_commit(bytes: &Bytes) -> Result<Commit, Invalid> {
     if checksum_of(checked) != checksum {
         return Err(Invalid::Checksum);
     }
-    Ok(Commit {
-        header,
-        checksum,
-        records: bytes.slice(COMMIT_HEADER_SIZE..end),
-    })
+    Ok(Commit { header, checksum, records: bytes.slice(COMMIT_HEADER_SIZE..end) })
 }
 
 /// CRC-32C, as commits and the rows that point into them carry it.
@@ -209,19 +203,11 @@ fn seal(start: usize, out: &mut Vec<u8>) -> u32 {
 }
 
 fn expect_magic(bytes: &[u8], magic: u32) -> Result<(), Invalid> {
-    if u32_at(bytes, 0) == magic {
-        Ok(())
-    } else {
-        Err(Invalid::Magic)
-    }
+    if u32_at(bytes, 0) == magic { Ok(()) } else { Err(Invalid::Magic) }
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_le_bytes(
-        bytes[offset..offset + 4]
-            .try_into()
-            .expect("sliced with that size"),
-    )
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("sliced with that size"))
 }
 
 #[cfg(test)]
@@ -258,24 +244,15 @@ mod tests {
 
     #[test]
     fn a_commit_survives_encoding_and_fills_whole_blocks() {
-        for payload_size in [
-            0,
-            1,
-            BLOCK_SIZE - COMMIT_HEADER_SIZE,
-            BLOCK_SIZE,
-            3 * BLOCK_SIZE + 1,
-        ] {
+        for payload_size in [0, 1, BLOCK_SIZE - COMMIT_HEADER_SIZE, BLOCK_SIZE, 3 * BLOCK_SIZE + 1]
+        {
             let (header, records) = commit(payload_size);
             let mut out = Vec::new();
             let checksum = encode_commit(&header, &records, &mut out);
             assert_eq!(out.len(), padded_size(payload_size));
             assert_eq!(out.len() as u64, header.size_on_disk());
             let records = Bytes::from(records);
-            let expected = Commit {
-                header,
-                checksum,
-                records,
-            };
+            let expected = Commit { header, checksum, records };
             assert_eq!(decode_commit(&Bytes::from(out)), Ok(expected));
         }
     }
@@ -287,10 +264,7 @@ mod tests {
         encode_commit(&header, &records, &mut out);
         let out = Bytes::from(out);
         for size in 0..COMMIT_HEADER_SIZE + 100 {
-            assert!(
-                decode_commit(&out.slice(..size)).is_err(),
-                "prefix of {size} bytes"
-            );
+            assert!(decode_commit(&out.slice(..size)).is_err(), "prefix of {size} bytes");
         }
     }
 
@@ -320,10 +294,7 @@ mod tests {
         assert_eq!(block.len(), BLOCK_SIZE);
         assert_eq!(decode_segment_header(&block), Ok(segment()));
         for size in 0..SEGMENT_HEADER_SIZE {
-            assert!(
-                decode_segment_header(&block[..size]).is_err(),
-                "prefix of {size} bytes"
-            );
+            assert!(decode_segment_header(&block[..size]).is_err(), "prefix of {size} bytes");
         }
     }
 

@@ -62,10 +62,7 @@ pub struct PositionMap {
 
 impl PositionMap {
     pub fn new(log_id: LogId) -> PositionMap {
-        PositionMap {
-            log_id,
-            ..PositionMap::default()
-        }
+        PositionMap { log_id, ..PositionMap::default() }
     }
 
     /// The same places, of a log whose id is known by now.
@@ -99,11 +96,7 @@ impl PositionMap {
         while lsn < extent.end_lsn && run.count < extent.count_max {
             place = self.places.get(&lsn).copied().unwrap_or(place);
             let Place { segment, offset } = place;
-            let wrong = ReadError::Content {
-                segment,
-                offset,
-                lsn,
-            };
+            let wrong = ReadError::Content { segment, offset, lsn };
             let Some((header, block)) = read_block(reader, place, lsn, self.log_id)? else {
                 return Err(wrong);
             };

@@ -15,9 +15,12 @@ use crate::link::greeting::{Role, Secret};
 use crate::link::host::{LinkOptions, Links};
 use crate::ring::kernel::{KernelRing, RingOptions, listen};
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
+use crate::sys::{Waker, random_u64};
 
 /// The longest a turn waits when nothing is due.
 const WAIT_US_MAX: u64 = 100_000;
+/// Bytes of a log segment: a second or so of the heaviest traffic, and quick to zero.
+const SEGMENT_SIZE: u64 = 64 * 1024 * 1024;
 
 /// A store over any ring, disk and index.
 pub struct Process<R: Ring, D: LogDevice, W: IndexWorker> {
@@ -97,22 +100,23 @@ pub fn run(options: StoreOptions) -> anyhow::Result<()> {
         .with_context(|| format!("listening for sequencers on {}", options.listen))?;
     options.admin.open(&registry, &health).context("opening the admin page")?;
     health.set_failing("recovering");
-    let incarnation = crate::sys::random_u64();
-    let opened = super::open::open(&options.data, incarnation)?;
-    let metrics = opened.store.metrics();
+    let waker = Waker::new().context("making an event descriptor")?;
+    let store = super::open(&opening(&options), &waker)?;
+    let metrics = store.metrics();
     tracing::info!(
         data = %options.data.display(),
-        durable = opened.store.known_durable(),
+        durable = store.known_durable(),
         records_replayed = metrics.records_replayed,
         recovery_ms = metrics.recovery_us / 1_000,
         "store serves"
     );
-    let sizes = RingOptions { sockets: 64, buffer_size: 65_536, buffer_count: 128, ..<_>::default() };
+    let sizes =
+        RingOptions { sockets: 64, buffer_size: 65_536, buffer_count: 128, ..<_>::default() };
     let ring = KernelRing::new(sizes)?;
     let secret = Secret::new(&options.secret);
     let socket = listener.socket();
-    let mut process =
-        Process::new(ring, &options.name, secret, socket, opened.store, opened.watched);
+    let watched = vec![waker.raw()];
+    let mut process = Process::new(ring, &options.name, secret, socket, store, watched);
     health.set_ok();
     while !stop.is_raised() {
         process.wait(Now::read());
@@ -121,4 +125,16 @@ pub fn run(options: StoreOptions) -> anyhow::Result<()> {
     }
     tracing::info!("store ends");
     Ok(())
+}
+
+fn opening(options: &StoreOptions) -> super::Options {
+    let mut new_log_id = [0; 16];
+    new_log_id[..8].copy_from_slice(&random_u64().to_le_bytes());
+    new_log_id[8..].copy_from_slice(&random_u64().to_le_bytes());
+    super::Options {
+        directory: options.data.clone(),
+        segment_size: SEGMENT_SIZE,
+        incarnation: random_u64(),
+        new_log_id,
+    }
 }

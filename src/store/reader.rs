@@ -22,6 +22,8 @@ use crate::link::wire::{Reader, Wire};
 
 /// Log bytes between two checkpoints of the index: bounds what opening has to read again.
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
+/// Log bytes that a killed process may have to apply again, at most, if it was never idle.
+const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
 /// Leaves room for an answer's own fields beside its records or messages.
 const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
 
@@ -54,15 +56,8 @@ pub enum Task {
 /// What the worker has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
-    Applied {
-        lsn: u64,
-        bytes: usize,
-    },
-    Answer {
-        reply: Reply,
-        entry: Vec<u8>,
-        outcome: Outcome,
-    },
+    Applied { lsn: u64, bytes: usize },
+    Answer { reply: Reply, entry: Vec<u8>, outcome: Outcome },
 }
 
 /// How an answer came out, for the counters.
@@ -88,6 +83,7 @@ pub struct IndexReader<I, R> {
     positions: PositionMap,
     state: State,
     unpersisted_size: u64,
+    unsettled_size: u64,
 }
 
 impl<I: Index, R: LogReader> IndexReader<I, R> {
@@ -95,22 +91,13 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     pub fn open(index: I, log: R) -> Result<IndexReader<I, R>, StoreFault> {
         let state = rows::load_state(&index)?;
         let positions = PositionMap::default();
-        Ok(IndexReader {
-            index,
-            log,
-            positions,
-            state,
-            unpersisted_size: 0,
-        })
+        Ok(IndexReader { index, log, positions, state, unpersisted_size: 0, unsettled_size: 0 })
     }
 
     /// What the index says about the log.
     pub fn known(&self) -> Known {
         let log_id = (self.state.applied_lsn > 0).then_some(self.state.log_id);
-        Known {
-            applied_lsn: self.state.applied_lsn,
-            log_id,
-        }
+        Known { applied_lsn: self.state.applied_lsn, log_id }
     }
 
     pub fn state(&self) -> State {
@@ -133,8 +120,20 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         let changes = rows::changes_of(batch, &mut self.state)?;
         self.index.apply(changes)?;
         self.unpersisted_size += batch.records.len() as u64;
+        self.unsettled_size += batch.records.len() as u64;
         if self.unpersisted_size >= CHECKPOINT_SIZE {
             self.checkpoint()?;
+        } else if self.unsettled_size >= SETTLE_SIZE {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what was applied to the kernel, so that it outlives this process.
+    pub fn settle(&mut self) -> Result<(), StoreFault> {
+        if self.unsettled_size > 0 {
+            self.index.settle()?;
+            self.unsettled_size = 0;
         }
         Ok(())
     }
@@ -143,6 +142,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     pub fn checkpoint(&mut self) -> Result<(), StoreFault> {
         self.index.persist()?;
         self.unpersisted_size = 0;
+        self.unsettled_size = 0;
         Ok(())
     }
 
@@ -151,57 +151,26 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         match task {
             Task::Apply(batch) => {
                 let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
-                let place = Place {
-                    segment: batch.segment,
-                    offset,
-                };
+                let place = Place { segment: batch.segment, offset };
                 self.positions.note(batch.first_lsn, place);
                 self.apply(self.positions.log_id(), &batch)?;
-                Ok(Done::Applied {
-                    lsn: batch.last_lsn(),
-                    bytes: batch.records.len(),
-                })
+                Ok(Done::Applied { lsn: batch.last_lsn(), bytes: batch.records.len() })
             }
             Task::Answer { reply, entry } => {
                 let (answer, outcome) = self.answer(reply.number, entry)?;
-                Ok(Done::Answer {
-                    reply,
-                    entry: answer.to_bytes(),
-                    outcome,
-                })
+                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome })
             }
-            Task::Grant {
-                reply,
-                epoch,
-                next_lsn,
-            } => {
+            Task::Grant { reply, epoch, next_lsn } => {
                 let granted = self.grant(reply.number, epoch, next_lsn)?;
-                Ok(Done::Answer {
-                    reply,
-                    entry: granted.to_bytes(),
-                    outcome: Outcome::default(),
-                })
+                Ok(Done::Answer { reply, entry: granted.to_bytes(), outcome: Outcome::default() })
             }
         }
     }
 
     fn grant(&self, to: u64, epoch: u64, next_lsn: u64) -> Result<FromStore, StoreFault> {
-        let State {
-            fanned_out,
-            mid,
-            ts,
-            ..
-        } = self.state;
+        let State { fanned_out, mid, ts, .. } = self.state;
         let edges = rows::edges(&self.index)?;
-        Ok(FromStore::Granted {
-            to,
-            epoch,
-            next_lsn,
-            fanned_out,
-            mid,
-            ts,
-            edges,
-        })
+        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges })
     }
 
     fn answer(&mut self, to: u64, entry: Bytes) -> Result<(FromStore, Outcome), StoreFault> {
@@ -210,45 +179,20 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             Ok(ToStore::LoadConversation { convo }) => {
                 let head = rows::head(&self.index, &convo)?;
                 let (fingerprints, complete) = rows::fingerprints(&self.index, &convo)?;
-                FromStore::Conversation {
-                    to,
-                    head,
-                    fingerprints,
-                    complete,
-                }
+                FromStore::Conversation { to, head, fingerprints, complete }
             }
             Ok(ToStore::LoadUser { user }) => {
                 let (devices, cursors) = rows::user(&self.index, &user)?;
-                FromStore::User {
-                    to,
-                    devices,
-                    cursors,
-                }
+                FromStore::User { to, devices, cursors }
             }
             Ok(ToStore::Lookup { convo, user, id }) => {
                 let message = rows::accepted(&self.index, &convo, &user, &id)?;
                 FromStore::Found { to, message }
             }
-            Ok(ToStore::Range {
-                convo,
-                first,
-                last,
-                size_max,
-            }) => {
-                return self.range(
-                    to,
-                    Range {
-                        convo,
-                        first,
-                        last,
-                        size_max,
-                    },
-                );
+            Ok(ToStore::Range { convo, first, last, size_max }) => {
+                return self.range(to, Range { convo, first, last, size_max });
             }
-            Ok(ToStore::ReadLog {
-                first_lsn,
-                size_max,
-            }) => {
+            Ok(ToStore::ReadLog { first_lsn, size_max }) => {
                 return Ok(self.read_log(to, first_lsn, size_max));
             }
             Ok(_) | Err(_) => unavailable(to).0,
@@ -266,10 +210,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         match self.positions.read(&mut self.log, extent) {
             Ok(run) => {
                 let (records, count) = (run.records.into(), run.count);
-                (
-                    FromStore::Records { to, records, count },
-                    Outcome::default(),
-                )
+                (FromStore::Records { to, records, count }, Outcome::default())
             }
             Err(error) => {
                 report(&error);
@@ -288,20 +229,11 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
                 Err(error) => {
                     report(&error);
                     let (answer, outcome) = unavailable(to);
-                    return Ok((
-                        answer,
-                        Outcome {
-                            unaccounted: unaccounted + 1,
-                            ..outcome
-                        },
-                    ));
+                    return Ok((answer, Outcome { unaccounted: unaccounted + 1, ..outcome }));
                 }
             }
         }
-        let outcome = Outcome {
-            unaccounted,
-            unavailable: false,
-        };
+        let outcome = Outcome { unaccounted, unavailable: false };
         Ok((FromStore::Messages { to, messages }, outcome))
     }
 
@@ -338,8 +270,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         location: Location,
     ) -> Result<Message, ReadError> {
         let mut bytes = vec![0; location.size as usize];
-        self.log
-            .read(location.segment, location.offset, &mut bytes)?;
+        self.log.read(location.segment, location.offset, &mut bytes)?;
         let intact = checksum_of(&bytes) == location.checksum;
         match Record::read(&mut Reader::new(bytes.into())) {
             Ok(Record::Message { message })
@@ -348,14 +279,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
                 Ok(message)
             }
             _ => {
-                let Location {
-                    segment, offset, ..
-                } = location;
-                Err(ReadError::Content {
-                    segment,
-                    offset,
-                    lsn: 0,
-                })
+                let Location { segment, offset, .. } = location;
+                Err(ReadError::Content { segment, offset, lsn: 0 })
             }
         }
     }
@@ -369,10 +294,7 @@ struct Range {
 }
 
 fn unavailable(to: u64) -> (FromStore, Outcome) {
-    let outcome = Outcome {
-        unaccounted: 0,
-        unavailable: true,
-    };
+    let outcome = Outcome { unaccounted: 0, unavailable: true };
     (FromStore::Unavailable { to }, outcome)
 }
 
@@ -390,11 +312,7 @@ pub struct InlineIndex<I, R> {
 impl<I: Index, R: LogReader> InlineIndex<I, R> {
     /// Takes at most `capacity` tasks at a time.
     pub fn new(reader: IndexReader<I, R>, capacity: usize) -> InlineIndex<I, R> {
-        InlineIndex {
-            reader,
-            tasks: VecDeque::new(),
-            capacity,
-        }
+        InlineIndex { reader, tasks: VecDeque::new(), capacity }
     }
 }
 
@@ -408,9 +326,6 @@ impl<I: Index, R: LogReader> IndexWorker for InlineIndex<I, R> {
     }
 
     fn poll(&mut self) -> Result<Option<Done>, StoreFault> {
-        self.tasks
-            .pop_front()
-            .map(|task| self.reader.run(task))
-            .transpose()
+        self.tasks.pop_front().map(|task| self.reader.run(task)).transpose()
     }
 }

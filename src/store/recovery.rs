@@ -64,11 +64,7 @@ pub fn recover<R: LogReader>(
     }
     let mut recovered = scan.recovered;
     recovered.log_id = survey.log_id;
-    recovered.segment_max = segments
-        .iter()
-        .map(|segment| segment.number)
-        .max()
-        .unwrap_or(0);
+    recovered.segment_max = segments.iter().map(|segment| segment.number).max().unwrap_or(0);
     recovered.unused_segments = survey.unused.iter().map(|segment| segment.number).collect();
     Ok(recovered)
 }
@@ -87,16 +83,10 @@ impl Survey {
             return Ok(None);
         };
         let next = known.applied_lsn + 1;
-        let start = self
-            .used
-            .iter()
-            .rposition(|(_, header)| header.first_lsn <= next);
+        let start = self.used.iter().rposition(|(_, header)| header.first_lsn <= next);
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
-        start.map(Some).ok_or(StoreFault::BeginningMissing {
-            first_lsn,
-            applied_lsn,
-        })
+        start.map(Some).ok_or(StoreFault::BeginningMissing { first_lsn, applied_lsn })
     }
 }
 
@@ -105,23 +95,12 @@ fn survey<R: LogReader>(
     segments: &[SegmentInfo],
     known: Known,
 ) -> Result<Survey, StoreFault> {
-    let mut survey = Survey {
-        log_id: known.log_id,
-        used: Vec::new(),
-        unused: Vec::new(),
-    };
+    let mut survey = Survey { log_id: known.log_id, used: Vec::new(), unused: Vec::new() };
     let mut block = vec![0; BLOCK_SIZE];
     for &segment in segments {
         let readable = segment.size >= BLOCK_SIZE as u64;
         if readable {
-            read(
-                reader,
-                Place {
-                    segment: segment.number,
-                    offset: 0,
-                },
-                &mut block,
-            )?;
+            read(reader, Place { segment: segment.number, offset: 0 }, &mut block)?;
         }
         let header = decode_segment_header(&block).ok().filter(|header| {
             let first_lsn_min = survey.used.last().map_or(1, |(_, last)| last.first_lsn);
@@ -157,10 +136,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
     ) -> Self {
         let mut positions = PositionMap::new(survey.log_id.unwrap_or_default());
         for (segment, header) in &survey.used {
-            let place = Place {
-                segment: segment.number,
-                offset: BLOCK_SIZE as u64,
-            };
+            let place = Place { segment: segment.number, offset: BLOCK_SIZE as u64 };
             positions.note(header.first_lsn, place);
         }
         let recovered = Recovered {
@@ -173,12 +149,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
             read_segments: Vec::new(),
             unused_segments: Vec::new(),
         };
-        Scan {
-            reader,
-            known,
-            replay,
-            recovered,
-        }
+        Scan { reader, known, replay, recovered }
     }
 
     fn run(&mut self, survey: &Survey, start: usize) -> Result<(), StoreFault> {
@@ -187,15 +158,9 @@ impl<'a, R: LogReader> Scan<'a, R> {
         self.recovered.previous_checksum = header.previous_checksum;
         for index in start..survey.used.len() {
             let (segment, header) = survey.used[index];
-            let successor = survey
-                .used
-                .get(index + 1)
-                .map(|(_, header)| header.first_lsn);
+            let successor = survey.used.get(index + 1).map(|(_, header)| header.first_lsn);
             if header.previous_checksum != self.recovered.previous_checksum {
-                let place = Place {
-                    segment: segment.number,
-                    offset: 0,
-                };
+                let place = Place { segment: segment.number, offset: 0 };
                 return Err(self.corrupt(place, header.first_lsn));
             }
             self.recovered.read_segments.push(segment.number);
@@ -217,10 +182,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
         segment: SegmentInfo,
         successor: Option<u64>,
     ) -> Result<Place, StoreFault> {
-        let mut place = Place {
-            segment: segment.number,
-            offset: BLOCK_SIZE as u64,
-        };
+        let mut place = Place { segment: segment.number, offset: BLOCK_SIZE as u64 };
         // What lies beyond the successor's first position was cut when the successor was begun.
         while successor != Some(self.recovered.next_lsn) {
             let Some(commit) = self.commit_at(place, segment.size)? else {
@@ -281,13 +243,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
         end: Option<(SegmentInfo, Place)>,
     ) -> Result<(), StoreFault> {
         let mut worst = self.known.applied_lsn;
-        let mut place = end.map_or(
-            Place {
-                segment: 1,
-                offset: 0,
-            },
-            |(_, place)| place,
-        );
+        let mut place = end.map_or(Place { segment: 1, offset: 0 }, |(_, place)| place);
         if let Some((segment, end)) = end {
             worst = worst.max(self.search(survey, segment, end.offset + BLOCK_SIZE as u64)?);
         }
@@ -296,17 +252,10 @@ impl<'a, R: LogReader> Scan<'a, R> {
             let found = self.search(survey, segment, BLOCK_SIZE as u64)?;
             if found > worst {
                 worst = found;
-                place = Place {
-                    segment: segment.number,
-                    offset: 0,
-                };
+                place = Place { segment: segment.number, offset: 0 };
             }
         }
-        if worst >= self.recovered.next_lsn {
-            Err(self.corrupt(place, worst))
-        } else {
-            Ok(())
-        }
+        if worst >= self.recovered.next_lsn { Err(self.corrupt(place, worst)) } else { Ok(()) }
     }
 
     /// The highest position that an intact commit of this log from `offset` on knew to be durable.
@@ -317,20 +266,14 @@ impl<'a, R: LogReader> Scan<'a, R> {
         offset: u64,
     ) -> Result<u64, StoreFault> {
         let mut highest = 0;
-        let mut place = Place {
-            segment: segment.number,
-            offset,
-        };
+        let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
         while place.offset + BLOCK_SIZE as u64 <= segment.size {
             let size = ((segment.size - place.offset) as usize).min(SEARCH_SIZE);
             let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
             for block in (0..size).step_by(BLOCK_SIZE) {
-                let at = Place {
-                    offset: place.offset + block as u64,
-                    ..place
-                };
+                let at = Place { offset: place.offset + block as u64, ..place };
                 let found =
                     self.durable_by(survey, at, segment.size, &window[block..][..BLOCK_SIZE])?;
                 highest = highest.max(found);
@@ -372,17 +315,10 @@ impl<'a, R: LogReader> Scan<'a, R> {
 }
 
 fn read(reader: &mut impl LogReader, place: Place, buffer: &mut [u8]) -> Result<(), StoreFault> {
-    reader
-        .read(place.segment, place.offset, buffer)
-        .map_err(|source| read_fault(place, source))
+    reader.read(place.segment, place.offset, buffer).map_err(|source| read_fault(place, source))
 }
 
 fn read_fault(place: Place, source: io::Error) -> StoreFault {
     let Place { segment, offset } = place;
-    StoreFault::Device(DeviceFault {
-        operation: Operation::Read,
-        segment,
-        offset,
-        source,
-    })
+    StoreFault::Device(DeviceFault { operation: Operation::Read, segment, offset, source })
 }

@@ -72,13 +72,9 @@ pub fn changes_of(batch: &Batch, state: &mut State) -> Result<Vec<Change>, Store
     let mut reader = Reader::new(batch.records.clone());
     for index in 0..u64::from(batch.count) {
         let start = batch.records.len() - reader.remaining();
-        let record = Record::read(&mut reader).map_err(|reason| StoreFault::Record {
-            lsn: batch.first_lsn + index,
-            reason,
-        })?;
-        let bytes = batch
-            .records
-            .slice(start..batch.records.len() - reader.remaining());
+        let record = Record::read(&mut reader)
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
         let location = Location {
             segment: batch.segment,
             offset: batch.offset + start as u64,
@@ -89,11 +85,7 @@ pub fn changes_of(batch: &Batch, state: &mut State) -> Result<Vec<Change>, Store
     }
     state.applied_lsn = batch.last_lsn();
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
-    let change = |((keyspace, key), value)| Change {
-        keyspace,
-        key,
-        value,
-    };
+    let change = |((keyspace, key), value)| Change { keyspace, key, value };
     Ok(rows.into_iter().map(change).collect())
 }
 
@@ -121,11 +113,7 @@ pub fn fingerprints(index: &impl Index, convo: &str) -> Result<(Vec<u64>, bool),
         }
         complete && !broken
     })?;
-    if broken {
-        Err(IndexFault::Row(Keyspace::Dedup))
-    } else {
-        Ok((found, complete))
-    }
+    if broken { Err(IndexFault::Row(Keyspace::Dedup)) } else { Ok((found, complete)) }
 }
 
 /// The first answer to a send, if it was ever accepted.
@@ -161,9 +149,7 @@ pub fn user(index: &impl Index, user: &str) -> Result<(Vec<Id>, Vec<Cursor>), In
         }
         broken.is_none()
     })?;
-    broken.map_or(Ok((devices, cursors)), |keyspace| {
-        Err(IndexFault::Row(keyspace))
-    })
+    broken.map_or(Ok((devices, cursors)), |keyspace| Err(IndexFault::Row(keyspace)))
 }
 
 /// The edge shards that are present.
@@ -198,11 +184,7 @@ pub fn locations(
             }
         }
     })?;
-    if broken {
-        Err(IndexFault::Row(Keyspace::Messages))
-    } else {
-        Ok(())
-    }
+    if broken { Err(IndexFault::Row(Keyspace::Messages)) } else { Ok(()) }
 }
 
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
@@ -212,19 +194,9 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
         Record::Message { message } => note_message(message, location, state, rows),
         Record::Cursors { cursors } => {
             for cursor in cursors {
-                let Cursor {
-                    delivered,
-                    read,
-                    marker,
-                    ..
-                } = *cursor;
+                let Cursor { delivered, read, marker, .. } = *cursor;
                 let row = key(&[&cursor.user, &cursor.device, &cursor.convo]);
-                let value = CursorRow {
-                    delivered,
-                    read,
-                    marker,
-                }
-                .to_bytes();
+                let value = CursorRow { delivered, read, marker }.to_bytes();
                 rows.insert((Keyspace::Cursors, row), Some(value));
             }
         }
@@ -244,15 +216,9 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
 fn note_message(message: &Message, location: Location, state: &mut State, rows: &mut NewRows) {
     let Message { seq, mid, ts, .. } = *message;
     let convo = &message.convo;
-    rows.insert(
-        (Keyspace::Messages, message_key(convo, seq)),
-        Some(location.to_bytes()),
-    );
+    rows.insert((Keyspace::Messages, message_key(convo, seq)), Some(location.to_bytes()));
     let dedup = key(&[convo, &message.from, &message.id]);
-    rows.insert(
-        (Keyspace::Dedup, dedup),
-        Some(Accepted { seq, mid, ts }.to_bytes()),
-    );
+    rows.insert((Keyspace::Dedup, dedup), Some(Accepted { seq, mid, ts }.to_bytes()));
     // Within a conversation seq rises along the log, so the last one put is the head.
     rows.insert((Keyspace::Heads, key(&[convo])), Some(seq.to_bytes()));
     state.mid = state.mid.max(mid);
@@ -318,11 +284,7 @@ mod tests {
         assert!(message_key("a", 255) < message_key("a", 256));
         let whole = key(&["abc", "de"]);
         for size in 1..whole.len() {
-            assert_ne!(
-                texts(&whole[..size]),
-                Some(vec!["abc", "de"]),
-                "prefix of {size} bytes"
-            );
+            assert_ne!(texts(&whole[..size]), Some(vec!["abc", "de"]), "prefix of {size} bytes");
         }
         assert_eq!(texts(&whole[..3]), None);
     }

@@ -14,5 +14,10 @@ pub(crate) use event::drain_event;
 pub use process::{
     die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
 };
-pub use start::{StopFlag, patiently, random_u64, stop_flag};
 pub use signal::terminate;
+pub use start::{StopFlag, patiently, random_u64, stop_flag};
+
+/// Open flag: past the page cache. For files that are written in whole aligned blocks.
+pub const OPEN_DIRECT: i32 = libc::O_DIRECT;
+/// Open flag: a write returns when its data is durable.
+pub const OPEN_DATA_SYNC: i32 = libc::O_DSYNC;

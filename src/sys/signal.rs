@@ -23,10 +23,7 @@ mod tests {
 
     #[test]
     fn a_child_ends_by_the_signal() {
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .expect("sleep starts");
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
         terminate(&child).expect("the child is ours");
         let status = child.wait().expect("the child is ours");
         assert_eq!(status.signal(), Some(libc::SIGTERM));

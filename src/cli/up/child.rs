@@ -137,11 +137,7 @@ pub fn end_of(status: ExitStatus) -> End {
 /// A program file that was replaced while it ran has no path any more, but still this name: all
 /// children are of the same build as their parent.
 fn executable(path: &Path) -> &Path {
-    if path.exists() {
-        path
-    } else {
-        Path::new("/proc/self/exe")
-    }
+    if path.exists() { path } else { Path::new("/proc/self/exe") }
 }
 
 #[cfg(test)]

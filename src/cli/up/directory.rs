@@ -30,11 +30,7 @@ impl DataDirectory {
         create_durably(path).map_err(|error| unusable(path, &error))?;
         let lock = take_lock(path)?;
         fill(path).map_err(|error| unusable(path, &error))?;
-        Ok(DataDirectory {
-            path: path.to_owned(),
-            existed,
-            _lock: lock,
-        })
+        Ok(DataDirectory { path: path.to_owned(), existed, _lock: lock })
     }
 
     /// It was there before, so an earlier `up` may have ended a moment ago.
@@ -126,12 +122,8 @@ fn create_secret(directory: &Path) -> io::Result<()> {
     getrandom::fill(&mut secret).map_err(io::Error::other)?;
     let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let unfinished = directory.join("secret.new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)?;
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
     writeln!(file, "{text}")?;
     file.sync_all()?;
     fs::rename(&unfinished, secret_path(directory))?;
@@ -153,10 +145,7 @@ mod tests {
         assert!(store_path(&path).is_dir());
         let secret = fs::read_to_string(secret_path(&path)).unwrap();
         assert_eq!(secret.trim_end().len(), 2 * SECRET_SIZE);
-        let mode = fs::metadata(secret_path(&path))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(secret_path(&path)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(directory);
 

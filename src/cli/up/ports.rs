@@ -22,11 +22,7 @@ const LINK_PORT_TRIALS: usize = 64;
 /// Binds without SO_REUSEPORT: with it, a second bind of the same user succeeds silently.
 /// `patient`: an earlier owner may be on its way out.
 pub fn probe(address: SocketAddr, patient: bool) -> Result<SocketAddr, Usage> {
-    let patience = if patient {
-        PROBE_PATIENCE
-    } else {
-        Duration::ZERO
-    };
+    let patience = if patient { PROBE_PATIENCE } else { Duration::ZERO };
     let deadline = Instant::now() + patience;
     loop {
         match bind(address) {
@@ -83,11 +79,7 @@ fn local_range_start() -> u16 {
 /// Binds without listening, so that no client connects to a probe, and lets go again.
 /// SO_REUSEADDR: connections of an earlier life in TIME_WAIT are no obstacle, a listener is.
 fn bind(address: SocketAddr) -> io::Result<SocketAddr> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket();

@@ -82,21 +82,13 @@ mod tests {
         };
         watch.start(events);
         let health = Health::starting();
-        let options = AdminOptions {
-            address: "127.0.0.1:0".parse().unwrap(),
-            file: Some(admin_file),
-        };
+        let options =
+            AdminOptions { address: "127.0.0.1:0".parse().unwrap(), file: Some(admin_file) };
         options.open(&Registry::new("store"), &health).unwrap();
         assert!(inbox.recv_timeout(Duration::from_millis(100)).is_err());
         health.set_ok();
         let event = inbox.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(matches!(
-            event,
-            Event::Ready {
-                role: Role::Store,
-                life: 7
-            }
-        ));
+        assert!(matches!(event, Event::Ready { role: Role::Store, life: 7 }));
     }
 
     #[test]

@@ -97,14 +97,8 @@ mod tests {
         }
         let expected = [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000];
         assert_eq!(pauses, expected.map(Verdict::StartAfterMs));
-        assert_eq!(
-            restart.died(Some(5_000), End::Killed),
-            Verdict::StartAfterMs(0)
-        );
-        assert_eq!(
-            restart.died(Some(0), End::Killed),
-            Verdict::StartAfterMs(100)
-        );
+        assert_eq!(restart.died(Some(5_000), End::Killed), Verdict::StartAfterMs(0));
+        assert_eq!(restart.died(Some(0), End::Killed), Verdict::StartAfterMs(100));
     }
 
     #[test]
@@ -118,10 +112,7 @@ mod tests {
     #[test]
     fn a_child_that_never_could_start_is_given_up() {
         let mut restart = Restart::default();
-        assert_eq!(
-            restart.died(None, End::Exited(2)),
-            Verdict::StartAfterMs(100)
-        );
+        assert_eq!(restart.died(None, End::Exited(2)), Verdict::StartAfterMs(100));
         assert_eq!(restart.died(None, End::Exited(2)), Verdict::GiveUp(2));
 
         let mut restart = Restart::default();

@@ -138,9 +138,7 @@ impl Supervisor {
 
     fn until_next_start(&self) -> Duration {
         let starts = self.children.iter().filter_map(|child| child.start_at);
-        let wait = starts
-            .min()
-            .map(|start| start.saturating_duration_since(Instant::now()));
+        let wait = starts.min().map(|start| start.saturating_duration_since(Instant::now()));
         wait.unwrap_or(LOOK_PAUSE).min(LOOK_PAUSE)
     }
 
@@ -166,9 +164,7 @@ impl Supervisor {
             let text = welcome::text(self.plan.listen, &self.plan.directory);
             let mut output = io::stdout().lock();
             // Nobody may be listening; the children serve all the same.
-            let _ = output
-                .write_all(text.as_bytes())
-                .and_then(|()| output.flush());
+            let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
         }
     }
 
@@ -256,21 +252,14 @@ impl Supervised {
         let admin_file = plan.admin_path(self.role);
         // The address of an earlier life must not be taken for this one's.
         let _ = std::fs::remove_file(&admin_file);
-        let process = plan
-            .command(self.role)
-            .spawn()
-            .with_context(|| format!("cannot start the {name}"))?;
+        let process =
+            plan.command(self.role).spawn().with_context(|| format!("cannot start the {name}"))?;
         tracing::info!(child = name, child_pid = process.id(), "started");
         self.process = Some(process);
         self.start_at = None;
         self.ready_at = None;
         let life = 1 + self.life.fetch_add(1, Ordering::Relaxed);
-        let watch = Watch {
-            role: self.role,
-            life,
-            current_life: self.life.clone(),
-            admin_file,
-        };
+        let watch = Watch { role: self.role, life, current_life: self.life.clone(), admin_file };
         watch.start(events.clone());
         Ok(())
     }
@@ -289,9 +278,7 @@ impl Supervised {
 
     fn plan_restart(&mut self, status: ExitStatus) -> anyhow::Result<()> {
         let name = self.role.name();
-        let since_ready_ms = self
-            .ready_at
-            .map(|ready_at| ready_at.elapsed().as_millis() as u64);
+        let since_ready_ms = self.ready_at.map(|ready_at| ready_at.elapsed().as_millis() as u64);
         match self.restart.died(since_ready_ms, child::end_of(status)) {
             Verdict::StartAfterMs(pause_ms) => {
                 tracing::warn!(child = name, %status, pause_ms, "ended; starting it again");

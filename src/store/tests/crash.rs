@@ -20,19 +20,10 @@ struct Life {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    let batch = (
-        1..5usize,
-        prop_oneof![0..50usize, 3_900..4_200usize, 5_000..7_000usize],
-    );
+    let batch = (1..5usize, prop_oneof![0..50usize, 3_900..4_200usize, 5_000..7_000usize]);
     let batches = proptest::collection::vec(batch, 1..10);
-    (batches, 0..60usize, any::<bool>(), 0..20usize).prop_map(|(batches, steps, power, kept)| {
-        Life {
-            batches,
-            steps,
-            power,
-            kept,
-        }
-    })
+    (batches, 0..60usize, any::<bool>(), 0..20usize)
+        .prop_map(|(batches, steps, power, kept)| Life { batches, steps, power, kept })
 }
 
 /// What an outside witness knows.
@@ -71,27 +62,14 @@ proptest! {
 
 /// The log begins with everything accepted; what else is there has become durable unanswered.
 fn check(harness: &mut Harness, witness: &mut Witness) {
-    harness
-        .begin(witness.durable.len() as u64)
-        .expect("nothing accepted is missing");
+    harness.begin(witness.durable.len() as u64).expect("nothing accepted is missing");
     let records = harness.read_all();
     assert_eq!(records[..witness.durable.len()], witness.durable[..]);
     assert_eq!(records.len() as u64, harness.store.known_durable());
     let messages: Vec<_> = records.iter().filter_map(message_of).cloned().collect();
-    let range = ToStore::Range {
-        convo: "g".into(),
-        first: 1,
-        last: u64::MAX,
-        size_max: 1 << 22,
-    };
+    let range = ToStore::Range { convo: "g".into(), first: 1, last: u64::MAX, size_max: 1 << 22 };
     let answer = harness.get(&range);
-    assert_eq!(
-        answer,
-        FromStore::Messages {
-            to: harness.number,
-            messages
-        }
-    );
+    assert_eq!(answer, FromStore::Messages { to: harness.number, messages });
     assert_eq!(harness.store.metrics().unaccounted, 0);
     witness.durable = records;
 }
@@ -107,27 +85,20 @@ fn message_of(record: &Record) -> Option<&crate::link::record::Message> {
 fn live(harness: &mut Harness, life: &Life, witness: &mut Witness) {
     let mut steps = life.steps;
     let grant = harness.ask(&ToStore::Acquire { incarnation: 3 });
-    let Some(FromStore::Granted {
-        epoch, next_lsn, ..
-    }) = wait(harness, grant, &mut steps)
-    else {
+    let Some(FromStore::Granted { epoch, next_lsn, .. }) = wait(harness, grant, &mut steps) else {
         return;
     };
     assert!(epoch > witness.epoch, "an epoch is never granted twice");
     witness.epoch = epoch;
     assert_eq!(next_lsn, witness.durable.len() as u64 + 2);
-    witness.durable.push(Record::Epoch {
-        epoch,
-        incarnation: 3,
-    });
+    witness.durable.push(Record::Epoch { epoch, incarnation: 3 });
     let mut next_lsn = next_lsn;
     let mut seq = witness.durable.iter().filter_map(message_of).count() as u64;
     let mut sent = Vec::new();
     for &(count, size) in &life.batches {
         let count = if size > 1_000 { 1 } else { count };
-        let records: Vec<_> = (1..=count as u64)
-            .map(|index| message_record("g", seq + index, size))
-            .collect();
+        let records: Vec<_> =
+            (1..=count as u64).map(|index| message_record("g", seq + index, size)).collect();
         seq += count as u64;
         let number = harness.ask(&append(epoch, next_lsn, &records));
         next_lsn += count as u64;

@@ -9,9 +9,10 @@ use crate::link::wire::Wire;
 use crate::link::{LinkEvent, LinkFull, Outlet, PeerId};
 use crate::simulation::disk::SimDisk;
 use crate::store::index::MemoryIndex;
+use crate::store::log::LogOptions;
 use crate::store::log_format::LogId;
 use crate::store::reader::InlineIndex;
-use crate::store::{Options, Problem, Store, StoreFault, open_on};
+use crate::store::{Problem, Store, StoreFault, open_on};
 
 pub const PEER: PeerId = PeerId(1);
 pub const SEGMENT_SIZE: u64 = 8 * 4096;
@@ -50,17 +51,13 @@ pub struct Harness {
     pub number: u64,
 }
 
-pub fn options(life: u64) -> Options {
+pub fn options(life: u64) -> LogOptions {
     let new_log_id = LogId { high: 7, low: life };
-    Options {
-        segment_size: SEGMENT_SIZE,
-        incarnation: life,
-        new_log_id,
-    }
+    LogOptions { segment_size: SEGMENT_SIZE, incarnation: life, new_log_id }
 }
 
 pub fn open(disk: &SimDisk, index: &MemoryIndex, life: u64) -> Result<SimStore, StoreFault> {
-    let worker = |reader| InlineIndex::new(reader, 16);
+    let worker = |reader| Ok(InlineIndex::new(reader, 16));
     open_on(disk.clone(), index.clone(), options(life), || 0, worker)
 }
 
@@ -73,27 +70,15 @@ impl Harness {
     pub fn on(disk: SimDisk, index: MemoryIndex, life: u64) -> Result<Harness, StoreFault> {
         let store = open(&disk, &index, life)?;
         let outlet = Recorder::default();
-        let now = Now {
-            monotonic_us: 1,
-            unix_ms: 1,
-        };
-        let mut harness = Harness {
-            disk,
-            index,
-            store,
-            outlet,
-            now,
-            number: 0,
-        };
+        let now = Now { monotonic_us: 1, unix_ms: 1 };
+        let mut harness = Harness { disk, index, store, outlet, now, number: 0 };
         harness.begin(0).expect("nothing was seen yet");
         Ok(harness)
     }
 
     /// The power goes and comes back; the index keeps `kept` unpersisted batches.
     pub fn restart(self, kept: usize, life: u64) -> Result<Harness, StoreFault> {
-        let Harness {
-            disk, index, store, ..
-        } = self;
+        let Harness { disk, index, store, .. } = self;
         drop(store);
         disk.cut_power();
         index.crash(kept);
@@ -102,39 +87,25 @@ impl Harness {
 
     pub fn begin(&mut self, durable_seen: u64) -> Result<(), Problem> {
         let name = "sequencer".into();
-        let event = LinkEvent::Began {
-            peer: PEER,
-            name,
-            incarnation: 1,
-            durable_seen,
-        };
+        let event = LinkEvent::Began { peer: PEER, name, incarnation: 1, durable_seen };
         self.number = 0;
         self.store.handle(self.now, event, &mut self.outlet)
     }
 
     /// Hands over a request without moving the disk; returns its number.
     pub fn ask(&mut self, request: &ToStore) -> u64 {
-        self.try_ask(request.to_bytes().into())
-            .expect("a good request")
+        self.try_ask(request.to_bytes().into()).expect("a good request")
     }
 
     pub fn try_ask(&mut self, entry: Bytes) -> Result<u64, Problem> {
         self.number += 1;
         let number = self.number;
-        let event = LinkEvent::Entry {
-            peer: PEER,
-            number,
-            entry,
-        };
-        self.store
-            .handle(self.now, event, &mut self.outlet)
-            .map(|()| number)
+        let event = LinkEvent::Entry { peer: PEER, number, entry };
+        self.store.handle(self.now, event, &mut self.outlet).map(|()| number)
     }
 
     pub fn poll(&mut self) {
-        self.store
-            .poll(self.now, &mut self.outlet)
-            .expect("the disk works");
+        self.store.poll(self.now, &mut self.outlet).expect("the disk works");
     }
 
     /// Lets everything happen that can.
@@ -161,9 +132,7 @@ impl Harness {
 
     pub fn acquire(&mut self) -> (u64, u64) {
         match self.get(&ToStore::Acquire { incarnation: 9 }) {
-            FromStore::Granted {
-                epoch, next_lsn, ..
-            } => (epoch, next_lsn),
+            FromStore::Granted { epoch, next_lsn, .. } => (epoch, next_lsn),
             other => panic!("not granted: {other:?}"),
         }
     }
@@ -173,10 +142,7 @@ impl Harness {
         let mut records = Vec::new();
         loop {
             let first_lsn = records.len() as u64 + 1;
-            match self.get(&ToStore::ReadLog {
-                first_lsn,
-                size_max: 500,
-            }) {
+            match self.get(&ToStore::ReadLog { first_lsn, size_max: 500 }) {
                 FromStore::Records { count: 0, .. } => return records,
                 FromStore::Records { records: bytes, .. } => records.extend(decode(bytes)),
                 other => panic!("no records: {other:?}"),
@@ -209,27 +175,18 @@ pub fn message(convo: &str, seq: u64, size: usize) -> Message {
         from: "alice".into(),
         device: "phone".into(),
         id: format!("id-{seq}").as_str().into(),
-        body: Body::Binary {
-            bytes: vec![seq as u8; size].into(),
-        },
+        body: Body::Binary { bytes: vec![seq as u8; size].into() },
     }
 }
 
 pub fn message_record(convo: &str, seq: u64, size: usize) -> Record {
-    Record::Message {
-        message: message(convo, seq, size),
-    }
+    Record::Message { message: message(convo, seq, size) }
 }
 
 pub fn append(epoch: u64, first_lsn: u64, records: &[Record]) -> ToStore {
     let mut bytes = Vec::new();
     records.iter().for_each(|record| record.write(&mut bytes));
-    ToStore::Append {
-        epoch,
-        first_lsn,
-        count: records.len() as u32,
-        records: bytes.into(),
-    }
+    ToStore::Append { epoch, first_lsn, count: records.len() as u32, records: bytes.into() }
 }
 
 pub fn decode(bytes: Bytes) -> Vec<Record> {

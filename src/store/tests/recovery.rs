@@ -14,23 +14,16 @@ fn filled(seed: u64, count: u64) -> Harness {
     let mut harness = Harness::new(seed);
     let (epoch, first) = harness.acquire();
     for index in 0..count {
-        harness.get(&append(
-            epoch,
-            first + index,
-            &[message_record("g", index + 1, 100)],
-        ));
+        harness.get(&append(epoch, first + index, &[message_record("g", index + 1, 100)]));
     }
     harness
 }
 
 fn corrupt_place(fault: StoreFault) -> (u64, u64, u64, u64) {
     match fault {
-        StoreFault::Corrupt {
-            segment,
-            offset,
-            expected_lsn,
-            known_durable,
-        } => (segment, offset, expected_lsn, known_durable),
+        StoreFault::Corrupt { segment, offset, expected_lsn, known_durable } => {
+            (segment, offset, expected_lsn, known_durable)
+        }
         other => panic!("not corrupt: {other}"),
     }
 }
@@ -46,9 +39,7 @@ fn torn_commit_is_cut() {
         let mut harness = filled(seed, 2);
         let (first, last) = (message_record("g", 3, 6_000), message_record("g", 4, 6_000));
         harness.ask(&append(1, 4, &[first.clone(), last.clone()]));
-        let harness = harness
-            .restart(usize::MAX, 2)
-            .expect("a torn end is no corruption");
+        let harness = harness.restart(usize::MAX, 2).expect("a torn end is no corruption");
         let mut harness = harness.restart(0, 3).expect("nor when it is opened again");
         let records = harness.read_all();
         match records.len() {
@@ -106,13 +97,7 @@ fn a_missing_first_segment_is_named() {
     let (disk, index) = (harness.disk.clone(), MemoryIndex::default());
     disk.lose(1);
     let fault = open(&disk, &index, 9).err().expect("it refuses to start");
-    assert!(matches!(
-        fault,
-        StoreFault::BeginningMissing {
-            first_lsn: 8,
-            applied_lsn: 0
-        }
-    ));
+    assert!(matches!(fault, StoreFault::BeginningMissing { first_lsn: 8, applied_lsn: 0 }));
 }
 
 #[test]
@@ -122,21 +107,12 @@ fn recycled_segment_is_told_apart() {
     let content = disk.content(1).expect("the first segment");
     let own = peek_commit(&content[3 * BLOCK_SIZE..]).expect("the last commit");
     let foreign = LogId { high: 1, low: 1 };
-    for (log_id, first_lsn, known_durable) in [
-        (foreign, 4, 3),
-        (foreign, 90, 89),
-        (own.log_id, 1, 0),
-        (own.log_id, 3, 2),
-    ] {
+    for (log_id, first_lsn, known_durable) in
+        [(foreign, 4, 3), (foreign, 90, 89), (own.log_id, 1, 0), (own.log_id, 3, 2)]
+    {
         let records = message_record("old", 1, 10).to_bytes();
         let payload_size = records.len() as u32;
-        let header = CommitHeader {
-            log_id,
-            first_lsn,
-            known_durable,
-            payload_size,
-            ..own
-        };
+        let header = CommitHeader { log_id, first_lsn, known_durable, payload_size, ..own };
         let mut bytes = Vec::new();
         encode_commit(&header, &records, &mut bytes);
         disk.place(1, 4 * BLOCK_SIZE as u64, &bytes);
@@ -184,20 +160,9 @@ fn index_behind_catches_up() {
 }
 
 fn all_messages_are_there(harness: &mut Harness, count: u64) {
-    let range = ToStore::Range {
-        convo: "g".into(),
-        first: 1,
-        last: u64::MAX,
-        size_max: 1 << 20,
-    };
+    let range = ToStore::Range { convo: "g".into(), first: 1, last: u64::MAX, size_max: 1 << 20 };
     let messages = (1..=count).map(|seq| message("g", seq, 100)).collect();
-    assert_eq!(
-        harness.get(&range),
-        FromStore::Messages {
-            to: harness.number,
-            messages
-        }
-    );
+    assert_eq!(harness.get(&range), FromStore::Messages { to: harness.number, messages });
     assert_eq!(harness.store.metrics().unaccounted, 0);
 }
 
@@ -217,17 +182,7 @@ fn prepared_segments_that_were_never_used_are_removed() {
     for life in 2..6 {
         harness = harness.restart(0, life).expect("it opens");
         harness.settle();
-        assert!(
-            harness.disk.numbers().len() <= 2,
-            "{:?}",
-            harness.disk.numbers()
-        );
+        assert!(harness.disk.numbers().len() <= 2, "{:?}", harness.disk.numbers());
     }
-    assert_eq!(
-        harness.read_all()[0],
-        Record::Epoch {
-            epoch: 1,
-            incarnation: 9
-        }
-    );
+    assert_eq!(harness.read_all()[0], Record::Epoch { epoch: 1, incarnation: 9 });
 }

@@ -28,13 +28,7 @@ fn an_append_is_answered_when_it_is_durable_and_not_before() {
     assert_eq!(harness.answer(number), None);
     assert_eq!(harness.store.known_durable(), 1);
     harness.settle();
-    assert_eq!(
-        harness.answer(number),
-        Some(FromStore::Durable {
-            to: number,
-            next_lsn: 3
-        })
-    );
+    assert_eq!(harness.answer(number), Some(FromStore::Durable { to: number, next_lsn: 3 }));
     assert!(harness.outlet.answered.contains(&number));
     assert_eq!(harness.store.known_durable(), 2);
     assert_eq!(harness.store.metrics().commits, 2);
@@ -46,28 +40,15 @@ fn queued_appends_become_durable_in_order() {
     let (epoch, first) = harness.acquire();
     let numbers: Vec<_> = (0..20)
         .map(|index| {
-            harness.ask(&append(
-                epoch,
-                first + index,
-                &[message_record("g", index + 1, 900)],
-            ))
+            harness.ask(&append(epoch, first + index, &[message_record("g", index + 1, 900)]))
         })
         .collect();
     harness.settle();
     for (index, &number) in numbers.iter().enumerate() {
         let next_lsn = first + index as u64 + 1;
-        assert_eq!(
-            harness.answer(number),
-            Some(FromStore::Durable {
-                to: number,
-                next_lsn
-            })
-        );
+        assert_eq!(harness.answer(number), Some(FromStore::Durable { to: number, next_lsn }));
     }
-    assert!(
-        harness.disk.numbers().len() > 2,
-        "twenty blocks take more than two segments"
-    );
+    assert!(harness.disk.numbers().len() > 2, "twenty blocks take more than two segments");
     assert_eq!(harness.read_all().len(), 21);
 }
 
@@ -80,25 +61,13 @@ fn lower_epoch_is_fenced() {
     let records = [message_record("g", 1, 10)];
     let answer = harness.get(&append(old, next_lsn, &records));
     assert!(matches!(answer, FromStore::Fenced { epoch, .. } if epoch == new));
-    let answer = harness.get(&ToStore::Resume {
-        epoch: old,
-        incarnation: 1,
-    });
+    let answer = harness.get(&ToStore::Resume { epoch: old, incarnation: 1 });
     assert!(matches!(answer, FromStore::Fenced { .. }));
-    let answer = harness.get(&ToStore::Resume {
-        epoch: new,
-        incarnation: 1,
-    });
+    let answer = harness.get(&ToStore::Resume { epoch: new, incarnation: 1 });
     assert!(matches!(answer, FromStore::Resumed { next_lsn: at, .. } if at == next_lsn));
-    assert_eq!(
-        durable(harness.get(&append(new, next_lsn, &records))),
-        next_lsn + 1
-    );
+    assert_eq!(durable(harness.get(&append(new, next_lsn, &records))), next_lsn + 1);
     let answer = harness.get(&append(new, next_lsn + 5, &records));
-    assert!(
-        matches!(answer, FromStore::Fenced { .. }),
-        "a position beyond the end"
-    );
+    assert!(matches!(answer, FromStore::Fenced { .. }), "a position beyond the end");
 }
 
 #[test]
@@ -108,39 +77,21 @@ fn a_batch_queued_behind_a_higher_acquire_is_fenced() {
     harness.ask(&ToStore::Acquire { incarnation: 5 });
     let number = harness.ask(&append(epoch, next_lsn, &[message_record("g", 1, 10)]));
     harness.settle();
-    assert!(matches!(
-        harness.answer(number),
-        Some(FromStore::Fenced { .. })
-    ));
+    assert!(matches!(harness.answer(number), Some(FromStore::Fenced { .. })));
 }
 
 #[test]
 fn append_again_after_lost_answer_is_durable_again() {
     let mut harness = Harness::new(5);
     let (epoch, first) = harness.acquire();
-    let batch = append(
-        epoch,
-        first,
-        &[message_record("g", 1, 9_000), message_record("h", 1, 10)],
-    );
+    let batch = append(epoch, first, &[message_record("g", 1, 9_000), message_record("h", 1, 10)]);
     assert_eq!(durable(harness.get(&batch)), first + 2);
     assert_eq!(durable(harness.get(&batch)), first + 2);
     assert_eq!(harness.store.known_durable(), first + 1);
-    let other = append(
-        epoch,
-        first,
-        &[message_record("g", 1, 9_001), message_record("h", 1, 10)],
-    );
-    assert!(
-        matches!(harness.get(&other), FromStore::Fenced { .. }),
-        "other bytes"
-    );
+    let other = append(epoch, first, &[message_record("g", 1, 9_001), message_record("h", 1, 10)]);
+    assert!(matches!(harness.get(&other), FromStore::Fenced { .. }), "other bytes");
     let mut harness = harness.restart(usize::MAX, 2).expect("it opens again");
-    assert_eq!(
-        durable(harness.get(&batch)),
-        first + 2,
-        "also by the next life"
-    );
+    assert_eq!(durable(harness.get(&batch)), first + 2, "also by the next life");
     assert!(matches!(harness.get(&other), FromStore::Fenced { .. }));
 }
 
@@ -150,18 +101,9 @@ fn grant_precedes_reads() {
     let (epoch, first) = harness.acquire();
     let records = [
         message_record("g", 1, 10),
-        Record::Edge {
-            name: "edge-1".into(),
-            present: true,
-        },
-        Record::Edge {
-            name: "edge-2".into(),
-            present: true,
-        },
-        Record::Edge {
-            name: "edge-1".into(),
-            present: false,
-        },
+        Record::Edge { name: "edge-1".into(), present: true },
+        Record::Edge { name: "edge-2".into(), present: true },
+        Record::Edge { name: "edge-1".into(), present: false },
         Record::FannedOut { lsn: 2 },
     ];
     harness.ask(&append(epoch, first, &records));
@@ -179,11 +121,7 @@ fn grant_precedes_reads() {
     };
     assert_eq!(harness.answer(grant), Some(expected));
     let mut harness = harness.restart(0, 2).expect("it opens again");
-    assert_eq!(
-        harness.acquire().0,
-        epoch + 2,
-        "an epoch is never granted twice"
-    );
+    assert_eq!(harness.acquire().0, epoch + 2, "an epoch is never granted twice");
 }
 
 #[test]
@@ -199,71 +137,33 @@ fn reads_answer_what_was_written() {
         marker: 3,
     };
     let mut records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
-    records.push(Record::Device {
-        user: "bob".into(),
-        device: "pad".into(),
-        ts: 5,
-    });
-    records.push(Record::Cursors {
-        cursors: vec![cursor.clone()],
-    });
+    records.push(Record::Device { user: "bob".into(), device: "pad".into(), ts: 5 });
+    records.push(Record::Cursors { cursors: vec![cursor.clone()] });
     harness.get(&append(epoch, first, &records));
 
     let found = harness.get(&ToStore::LoadConversation { convo: "g".into() });
-    let prints = (1..=5)
-        .map(|seq| fingerprint("alice", &format!("id-{seq}")))
-        .collect::<Vec<_>>();
+    let prints = (1..=5).map(|seq| fingerprint("alice", &format!("id-{seq}"))).collect::<Vec<_>>();
     let to = harness.number;
-    let expected = FromStore::Conversation {
-        to,
-        head: 5,
-        fingerprints: prints,
-        complete: true,
-    };
+    let expected = FromStore::Conversation { to, head: 5, fingerprints: prints, complete: true };
     assert_eq!(found, expected);
 
     let found = harness.get(&ToStore::LoadUser { user: "bob".into() });
     let (to, devices) = (harness.number, vec!["pad".into()]);
-    assert_eq!(
-        found,
-        FromStore::User {
-            to,
-            devices,
-            cursors: vec![cursor]
-        }
-    );
+    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor] });
 
-    let lookup = |id: &str| ToStore::Lookup {
-        convo: "g".into(),
-        user: "alice".into(),
-        id: id.into(),
-    };
-    let third = Some(Accepted {
-        seq: 3,
-        mid: 30,
-        ts: 1_003,
-    });
+    let lookup =
+        |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };
+    let third = Some(Accepted { seq: 3, mid: 30, ts: 1_003 });
     assert_eq!(
         harness.get(&lookup("id-3")),
-        FromStore::Found {
-            to: harness.number,
-            message: third
-        }
+        FromStore::Found { to: harness.number, message: third }
     );
     assert_eq!(
         harness.get(&lookup("id-9")),
-        FromStore::Found {
-            to: harness.number,
-            message: None
-        }
+        FromStore::Found { to: harness.number, message: None }
     );
 
-    let range = |first, last, size_max| ToStore::Range {
-        convo: "g".into(),
-        first,
-        last,
-        size_max,
-    };
+    let range = |first, last, size_max| ToStore::Range { convo: "g".into(), first, last, size_max };
     for (request, seqs) in [
         (range(1, 5, 100_000), 1..=5),
         (range(0, 99, 100_000), 1..=5),
@@ -274,13 +174,7 @@ fn reads_answer_what_was_written() {
     ] {
         let messages = seqs.map(|seq| message("g", seq, 100)).collect();
         let answer = harness.get(&request);
-        assert_eq!(
-            answer,
-            FromStore::Messages {
-                to: harness.number,
-                messages
-            }
-        );
+        assert_eq!(answer, FromStore::Messages { to: harness.number, messages });
     }
     assert_eq!(harness.store.metrics().unaccounted, 0);
 }
@@ -292,18 +186,10 @@ fn a_rotten_message_is_never_handed_out() {
     harness.get(&append(epoch, first, &[message_record("g", 1, 2_000)]));
     let segment = harness.disk.numbers()[0];
     harness.disk.corrupt(segment, 2 * 4096 + 1_000);
-    let answer = harness.get(&ToStore::Range {
-        convo: "g".into(),
-        first: 1,
-        last: 1,
-        size_max: 9,
-    });
+    let answer = harness.get(&ToStore::Range { convo: "g".into(), first: 1, last: 1, size_max: 9 });
     assert_eq!(answer, FromStore::Unavailable { to: harness.number });
     assert_eq!(harness.store.metrics().unaccounted, 1);
-    let answer = harness.get(&ToStore::ReadLog {
-        first_lsn: 2,
-        size_max: 9,
-    });
+    let answer = harness.get(&ToStore::ReadLog { first_lsn: 2, size_max: 9 });
     assert_eq!(answer, FromStore::Unavailable { to: harness.number });
 }
 
@@ -313,14 +199,7 @@ fn hello_above_the_end_refuses() {
     harness.acquire();
     harness.begin(1).expect("position 1 is there");
     let problem = harness.begin(2).expect_err("position 2 is not");
-    assert!(matches!(
-        problem,
-        Problem::Fault(StoreFault::Lost {
-            seen: 2,
-            end: 1,
-            ..
-        })
-    ));
+    assert!(matches!(problem, Problem::Fault(StoreFault::Lost { seen: 2, end: 1, .. })));
     assert!(problem.to_string().contains("position 2") && problem.to_string().contains("at 1"));
 }
 
@@ -329,22 +208,14 @@ fn garbage_is_refused_and_never_written() {
     let mut harness = Harness::new(10);
     let (epoch, first) = harness.acquire();
     let good = append(epoch, first, &[message_record("g", 1, 10)]).to_bytes();
-    let epoch_record = Record::Epoch {
-        epoch: 99,
-        incarnation: 1,
-    };
+    let epoch_record = Record::Epoch { epoch: 99, incarnation: 1 };
     let mut bad = vec![
         append(epoch, first, &[epoch_record]).to_bytes(),
         append(epoch, first, &[]).to_bytes(),
         append(epoch, 0, &[message_record("g", 1, 10)]).to_bytes(),
         append(epoch, u64::MAX, &[message_record("g", 1, 10)]).to_bytes(),
         append(epoch, first, &[message_record("g", 0, 10)]).to_bytes(),
-        append(
-            epoch,
-            first,
-            &[message_record("g", 1, SEGMENT_SIZE as usize)],
-        )
-        .to_bytes(),
+        append(epoch, first, &[message_record("g", 1, SEGMENT_SIZE as usize)]).to_bytes(),
     ];
     bad.extend((0..good.len()).map(|size| good[..size].to_vec()));
     for entry in bad {
@@ -373,22 +244,14 @@ fn a_full_disk_is_unavailable_and_reads_go_on() {
     };
     let behind = harness.ask(&append(epoch, next_lsn + 1, &[message_record("g", 99, 10)]));
     assert!(harness.store.deadline_us().is_some());
-    let range = ToStore::Range {
-        convo: "g".into(),
-        first: 1,
-        last: 1,
-        size_max: 0,
-    };
+    let range = ToStore::Range { convo: "g".into(), first: 1, last: 1, size_max: 0 };
     assert!(
         matches!(harness.get(&range), FromStore::Messages { messages, .. } if messages.len() == 1)
     );
     harness.now.monotonic_us += SPACE_WAIT_US;
     harness.settle();
     for number in [stuck, behind] {
-        assert_eq!(
-            harness.answer(number),
-            Some(FromStore::Unavailable { to: number })
-        );
+        assert_eq!(harness.answer(number), Some(FromStore::Unavailable { to: number }));
     }
     harness.disk.set_space(u64::MAX);
     harness.now.monotonic_us += SPACE_WAIT_US;
@@ -405,10 +268,7 @@ fn a_failed_write_is_a_fault() {
     harness.disk.fail_writes();
     harness.ask(&ToStore::Acquire { incarnation: 1 });
     harness.disk.settle();
-    let fault = harness
-        .store
-        .poll(harness.now, &mut harness.outlet)
-        .expect_err("it exits");
+    let fault = harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
     assert!(matches!(fault, StoreFault::Device(_)));
 }
 
@@ -428,22 +288,11 @@ fn answers_wait_for_a_full_link_and_die_with_their_session() {
     harness.begin(0).expect("nothing above the end");
     harness.outlet.is_full = false;
     harness.settle();
-    assert_eq!(
-        harness.outlet.answered,
-        [number],
-        "the second was of a session that is over"
-    );
+    assert_eq!(harness.outlet.answered, [number], "the second was of a session that is over");
     let event = LinkEvent::Ended { peer: PeerId(1) };
     let now = harness.now;
-    harness
-        .store
-        .handle(now, event, &mut harness.outlet)
-        .expect("an end is no problem");
-    assert!(
-        harness
-            .try_ask(ToStore::Acquire { incarnation: 1 }.to_bytes().into())
-            .is_ok()
-    );
+    harness.store.handle(now, event, &mut harness.outlet).expect("an end is no problem");
+    assert!(harness.try_ask(ToStore::Acquire { incarnation: 1 }.to_bytes().into()).is_ok());
     harness.settle();
     assert_eq!(harness.outlet.answered, [number]);
 }
