@@ -146,7 +146,7 @@ impl Ring {
         self.connections[index].socket = None;
     }
 
-    /// Submits what was asked for, waits at most `wait` for a completion, and appends all there are.
+    /// Submits what was asked for, waits at most `wait` for a completion, and appends all.
     pub fn turn(&mut self, wait: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
         let outcome = if wait.is_zero() || !self.ring.completion().is_empty() {
             self.enter_now()

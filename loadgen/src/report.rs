@@ -122,7 +122,8 @@ impl Report {
             let (running, waiting) = (running * 100.0, waiting * 100.0);
             writeln!(
                 out,
-                "  generator thread {index}: {running:.0} % of a processor, {waiting:.0} % waiting for one"
+                "  generator thread {index}: {running:.0} % of a processor, \
+                 {waiting:.0} % waiting for one"
             )?;
         }
         if let Some(limit) = &self.client_limit {
@@ -140,9 +141,9 @@ impl Report {
         let Accounts { lost, duplicated, reordered, gaps, corrupted, .. } = self.accounts;
         writeln!(
             out,
-            "\n  {sent} sent, {acknowledged} acknowledged, {delivered} delivered, {refused} refused, \
-             {unanswered} unanswered\n  {lost} lost, {duplicated} duplicated, {reordered} reordered, \
-             {gaps} gaps, {corrupted} corrupted"
+            "\n  {sent} sent, {acknowledged} acknowledged, {delivered} delivered, \
+             {refused} refused, {unanswered} unanswered\n  {lost} lost, {duplicated} duplicated, \
+             {reordered} reordered, {gaps} gaps, {corrupted} corrupted"
         )?;
         if let Some(refusal) = &self.first_refusal {
             writeln!(out, "  first refusal: {refusal}")?;
