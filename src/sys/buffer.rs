@@ -74,7 +74,8 @@ unsafe impl tokio_uring::buf::IoBuf for AlignedBuffer {
     }
 }
 
-// SAFETY: as above; `set_init` has nothing to record since every byte is initialised from the start.
+// SAFETY: as above; `set_init` has nothing to record since every byte is initialised from the
+// start.
 unsafe impl tokio_uring::buf::IoBufMut for AlignedBuffer {
     fn stable_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
