@@ -14,8 +14,8 @@ pub enum RingFault {
     /// `io_uring_setup` was refused with EPERM.
     #[error(
         "io_uring is forbidden on this host (kernel {kernel}, kernel.io_uring_disabled = \
-         {sysctl}): set the sysctl to 0, or, in a container, run with a seccomp profile that allows io_uring \
-         (for Docker: --security-opt seccomp=unconfined)"
+         {sysctl}): set the sysctl to 0, or, in a container, run with a seccomp profile that \
+         allows io_uring (for Docker: --security-opt seccomp=unconfined)"
     )]
     Forbidden { kernel: String, sysctl: String },
     /// `io_uring_setup` does not exist, or a seccomp filter says so.
