@@ -144,6 +144,8 @@ impl KernelRing {
         Ok(())
     }
 
+    /// Waits for one completion. More at a time (`wait_nr` 16 to 128 with a least wait of 20 to 50
+    /// us) was measured on loopback echo with 16 to 1000 connections: slower or equal, always.
     fn enter_and_wait(&mut self, wait_us: u64) -> io::Result<()> {
         let timeout = Timespec::new()
             .sec(wait_us / 1_000_000)

@@ -79,10 +79,10 @@ pub trait Ring {
     /// Ends the requests that carry exactly `token`. Their last completions still come.
     fn cancel(&mut self, token: Token);
 
-    /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees RST.
-    /// A send under way ends, and completes. Receives (accepts, for a listener) are the caller's to
-    /// cancel before this, in the same turn or an earlier one: while one is armed, the kernel keeps
-    /// the connection open, and the simulator panics.
+    /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees
+    /// RST. A send under way ends, and completes. Receives (accepts, for a listener) are the
+    /// caller's to cancel before this, in the same turn or an earlier one: while one is armed, the
+    /// kernel keeps the connection open, and the simulator panics.
     fn close(&mut self, socket: Socket, reset: bool);
 
     /// Submits what was asked for, waits at most `wait_us` microseconds for a completion (0: does

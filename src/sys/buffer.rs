@@ -139,6 +139,26 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_is_written_and_read_by_tokio_uring() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        tokio_uring::start(async {
+            let mut written = AlignedBuffer::new(BLOCK_SIZE);
+            written[..5].copy_from_slice(b"aldis");
+            let device = tokio_uring::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(file.path())
+                .await
+                .expect("the file is ours");
+            let (result, written) = device.write_at(written, 0).submit().await;
+            assert_eq!(result.expect("there is room"), BLOCK_SIZE);
+            let (result, read) = device.read_at(AlignedBuffer::new(BLOCK_SIZE), 0).await;
+            assert_eq!(result.expect("it was just written"), BLOCK_SIZE);
+            assert_eq!(&read[..], &written[..]);
+        });
+    }
+
+    #[test]
     fn a_mapping_is_aligned_to_a_page() {
         let mapping = Mapping::new(100).expect("memory for one page");
         assert_eq!(mapping.as_ptr() as usize % BLOCK_SIZE, 0);

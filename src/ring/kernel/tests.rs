@@ -288,9 +288,10 @@ fn starved_and_overflown_streams_keep_every_byte() {
         stage.pump(&mut completions);
         for completion in std::mem::take(&mut completions) {
             let is_accept = completion.token == accept;
-            let slot = match is_accept {
-                true => completion.result as u32,
-                false => completion.token.slot(),
+            let slot = if is_accept {
+                completion.result as u32
+            } else {
+                completion.token.slot()
             };
             if let Some(buffer) = completion.buffer {
                 let size = completion.result as usize;

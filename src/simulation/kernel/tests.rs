@@ -25,7 +25,27 @@ fn address(port: u16) -> SocketAddr {
 }
 
 fn polite(seed: u64) -> Simulated {
-    let network = SimNetwork::new(seed, SimOptions::default());
+    simulated(seed, FaultRates::default())
+}
+
+/// Late and mixed completions, which the scenarios allow; they count those of each request.
+fn impolite(seed: u64) -> Simulated {
+    let faults = FaultRates {
+        late_completion: 0.5,
+        reorder: 1.0,
+        delay: 0.1,
+        overtake: 0.5,
+        ..FaultRates::default()
+    };
+    simulated(seed, faults)
+}
+
+fn simulated(seed: u64, faults: FaultRates) -> Simulated {
+    let options = SimOptions {
+        faults,
+        ..SimOptions::default()
+    };
+    let network = SimNetwork::new(seed, options);
     let ring = SimRing::new(&network, small());
     Simulated {
         network,
@@ -97,18 +117,20 @@ fn run_to_rest(network: &SimNetwork) {
 
 #[test]
 fn passes_the_scenarios_of_the_kernel() {
-    for seed in 0..10 {
-        scenario::echo(&mut polite(seed));
-        scenario::starved_of_buffers(&mut polite(seed));
-        scenario::connect_refused(&mut polite(seed));
-        scenario::link_to_itself(&mut polite(seed));
-        scenario::cancelled_receive(&mut polite(seed));
-        scenario::cancelled_send_and_reset(&mut polite(seed));
-        scenario::close_ends_a_send(&mut polite(seed));
-        scenario::orderly_close_reaches_the_client(&mut polite(seed));
-        scenario::stale_token_after_close(&mut polite(seed));
+    for make in [polite, impolite] {
+        for seed in 0..10 {
+            scenario::echo(&mut make(seed));
+            scenario::starved_of_buffers(&mut make(seed));
+            scenario::connect_refused(&mut make(seed));
+            scenario::link_to_itself(&mut make(seed));
+            scenario::cancelled_receive(&mut make(seed));
+            scenario::cancelled_send_and_reset(&mut make(seed));
+            scenario::close_ends_a_send(&mut make(seed));
+            scenario::orderly_close_reaches_the_client(&mut make(seed));
+            scenario::stale_token_after_close(&mut make(seed));
+        }
+        scenario::large_send_to_a_slow_reader(&mut make(1));
     }
-    scenario::large_send_to_a_slow_reader(&mut polite(1));
 }
 
 /// The byte at a place of every stream of these tests.
