@@ -156,6 +156,7 @@ impl Connections {
             self.begin_close(id, Some(code), reason, end, Listening::Frames);
         } else {
             self.ended.push((id, end));
+            self.count_end(end);
             self.leave(id, true);
         }
     }
