@@ -86,6 +86,10 @@ pub struct Connections {
     open_count: usize,
     wheel: Wheel,
     due: Vec<ConnectionId>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they move between here and slots, which hold a pointer of them"
+    )]
     queues: Vec<Box<Outbound>>,
     vectors: Vec<Vec<u8>>,
 }

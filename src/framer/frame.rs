@@ -156,7 +156,10 @@ fn check_second(second: u8, opcode: Opcode) -> Result<(), Violation> {
         return Err(Violation::Unmasked);
     }
     if opcode.is_control() && usize::from(second & !MASKED_BIT) > CONTROL_SIZE_MAX {
-        return Err(Violation::ControlTooLong);
+        return Err(match opcode {
+            Opcode::Close => Violation::CloseTooLong,
+            _ => Violation::ControlTooLong,
+        });
     }
     Ok(())
 }
@@ -231,7 +234,7 @@ mod tests {
                 &[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0],
                 Violation::LengthOutOfRange,
             ),
-            (&[0x88, 0xff], Violation::ControlTooLong),
+            (&[0x88, 0xff], Violation::CloseTooLong),
         ];
         for (bytes, violation) in cases {
             assert_eq!(decode(bytes), Err(violation));

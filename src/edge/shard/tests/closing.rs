@@ -59,9 +59,28 @@ fn a_violation_is_answered_with_its_code() {
         assert_eq!(stage.told(), ["closed 0 Violation"]);
         stage.arrive(7, b"\x01\x02 whatever else it says");
         assert_eq!(stage.closed(), []);
-        stage.arrive(7, &client_frame(Opcode::Close, &close_payload(code, "")));
+        let mut bytes = b"in the middle of something".to_vec();
+        bytes.extend(client_frame(Opcode::Close, &close_payload(code, "")));
+        stage.arrive(7, &bytes);
         assert_eq!(stage.closed(), [(Socket::Direct(7), false)]);
         assert_eq!(stage.told(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_bad_close_frame_is_answered_and_nothing_more_is_awaited() {
+    for payload in [
+        &b"x"[..],
+        &close_payload(1005, ""),
+        b"\x03\xe8\xff",
+        &[b'a'; 126],
+    ] {
+        let mut stage = Stage::new();
+        stage.open(7);
+        stage.arrive(7, &client_frame(Opcode::Close, payload));
+        assert_eq!(stage.sent()[0], 0x88);
+        assert_eq!(stage.closed(), [(Socket::Direct(7), false)]);
+        assert_eq!(stage.told(), ["closed 0 Violation"]);
     }
 }
 
