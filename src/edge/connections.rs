@@ -86,6 +86,10 @@ pub struct Connections {
     open_count: usize,
     wheel: Wheel,
     due: Vec<ConnectionId>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they move between here and slots, which hold a pointer of them"
+    )]
     queues: Vec<Box<Outbound>>,
     vectors: Vec<Vec<u8>>,
 }
@@ -154,6 +158,7 @@ impl Connections {
             self.begin_close(id, Some(code), reason, end, Listening::Frames);
         } else {
             self.ended.push((id, end));
+            self.count_end(end);
             self.leave(id, true);
         }
     }

@@ -110,7 +110,9 @@ pub fn frame_size(frames: &[u8]) -> usize {
     match short {
         126 => 4 + usize::from(u16::from_be_bytes([frames[2], frames[3]])),
         127 => {
-            let wide = frames[2..].first_chunk().map_or(0, |wide| u64::from_be_bytes(*wide));
+            let wide = frames[2..]
+                .first_chunk()
+                .map_or(0, |wide| u64::from_be_bytes(*wide));
             10 + wide as usize
         }
         short => 2 + short,
@@ -154,7 +156,10 @@ fn check_second(second: u8, opcode: Opcode) -> Result<(), Violation> {
         return Err(Violation::Unmasked);
     }
     if opcode.is_control() && usize::from(second & !MASKED_BIT) > CONTROL_SIZE_MAX {
-        return Err(Violation::ControlTooLong);
+        return Err(match opcode {
+            Opcode::Close => Violation::CloseTooLong,
+            _ => Violation::ControlTooLong,
+        });
     }
     Ok(())
 }
@@ -203,7 +208,10 @@ mod tests {
                 assert_eq!(decode(&header[..end]), Ok(None));
             }
             let decoded = decode(header).expect("good").expect("whole");
-            assert_eq!((decoded.payload_size, decoded.header_size), (size, header.len()));
+            assert_eq!(
+                (decoded.payload_size, decoded.header_size),
+                (size, header.len())
+            );
             assert_eq!(decoded.key, [1, 2, 3, 4]);
         }
     }
@@ -218,9 +226,15 @@ mod tests {
             (&[0x89, 0xfe], Violation::ControlTooLong),
             (&[0x81, 0x05], Violation::Unmasked),
             (&[0x81, 0xfe, 0, 125], Violation::LengthNotMinimal),
-            (&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255], Violation::LengthNotMinimal),
-            (&[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0], Violation::LengthOutOfRange),
-            (&[0x88, 0xff], Violation::ControlTooLong),
+            (
+                &[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255],
+                Violation::LengthNotMinimal,
+            ),
+            (
+                &[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0],
+                Violation::LengthOutOfRange,
+            ),
+            (&[0x88, 0xff], Violation::CloseTooLong),
         ];
         for (bytes, violation) in cases {
             assert_eq!(decode(bytes), Err(violation));

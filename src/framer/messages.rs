@@ -160,13 +160,12 @@ impl Framer {
     /// Consumes input until a frame that makes an event is whole, or the input ends.
     fn advance(&mut self, input: &mut Input) -> Result<Option<Arrived>, Violation> {
         loop {
-            match &mut self.partial {
-                Some(partial) => match partial.gather(input)? {
+            if let Some(partial) = &mut self.partial {
+                match partial.gather(input)? {
                     Progress::InputEnded => return Ok(None),
                     Progress::Finished(opcode) => return Ok(Some(Gathered(opcode))),
                     Progress::BetweenFrames => {}
-                },
-                None => {}
+                }
             }
             let Some(header) = self.next_header(input)? else {
                 return Ok(None);
@@ -334,7 +333,8 @@ fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
     if !is_close_code(code) {
         return Err(Violation::CloseCode(code));
     }
-    let (code, reason) = (Some(code), text(reason)?);
+    let reason = text(reason).map_err(|_| Violation::CloseReason)?;
+    let code = Some(code);
     Ok(Event::Close { code, reason })
 }
 
