@@ -10,6 +10,7 @@ pub mod application;
 pub mod chat;
 pub mod connection;
 pub mod connections;
+pub mod control;
 pub mod echo;
 pub mod identity;
 mod metrics;
@@ -18,6 +19,7 @@ pub mod process;
 mod receive;
 pub mod router;
 pub mod shard;
+pub mod site;
 pub mod ticket;
 
 pub use application::{Application, ConnectionId, Decision, End, Message};

@@ -1,6 +1,5 @@
 //! The edge as a process: its shards, each a thread, and the admin page.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -9,11 +8,14 @@ use anyhow::Context;
 
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
-use super::identity::Gate;
+use super::control::{Control, ControlSocket};
+use super::identity::Door;
 use super::metrics::Metrics;
 use super::options::EdgeOptions;
 use super::router;
 use super::shard::Shard;
+use super::site::Site;
+use super::ticket::Tickets;
 use crate::admin::{Health, Registry};
 use crate::clock::Now;
 use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
@@ -97,7 +99,7 @@ fn run_shard(
         secret: options.secret.clone(),
         sequencer: options.sequencer,
         heartbeat_ms: options.heartbeat_ms,
-        gate: Rc::new(Gate::new(options)),
+        site: site(options)?,
     });
     let mut shard = Shard::new(ring, chat, shard_options, Now::read());
     shard.add_listener(listener.socket());
@@ -113,6 +115,19 @@ fn run_shard(
     }
     drain(&mut shard, &mut metrics);
     Ok(())
+}
+
+fn site(options: &EdgeOptions) -> anyhow::Result<Site> {
+    let control = options.control.clone().map(ControlSocket::new).transpose()?;
+    Ok(Site {
+        door: Door {
+            hosts: options.hosts.clone(),
+            origins: options.origins.clone(),
+            tickets: Tickets::new(&options.secret),
+        },
+        has_kill_buttons: control.is_some() && options.listen.ip().is_loopback(),
+        control: control.map(|control| Box::new(control) as Box<dyn Control>),
+    })
 }
 
 /// Says `goaway` to every client, lets the answers under way arrive, and ends.

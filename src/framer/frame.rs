@@ -110,9 +110,7 @@ pub fn frame_size(frames: &[u8]) -> usize {
     match short {
         126 => 4 + usize::from(u16::from_be_bytes([frames[2], frames[3]])),
         127 => {
-            let wide = frames[2..]
-                .first_chunk()
-                .map_or(0, |wide| u64::from_be_bytes(*wide));
+            let wide = frames[2..].first_chunk().map_or(0, |wide| u64::from_be_bytes(*wide));
             10 + wide as usize
         }
         short => 2 + short,
@@ -208,10 +206,7 @@ mod tests {
                 assert_eq!(decode(&header[..end]), Ok(None));
             }
             let decoded = decode(header).expect("good").expect("whole");
-            assert_eq!(
-                (decoded.payload_size, decoded.header_size),
-                (size, header.len())
-            );
+            assert_eq!((decoded.payload_size, decoded.header_size), (size, header.len()));
             assert_eq!(decoded.key, [1, 2, 3, 4]);
         }
     }
@@ -226,14 +221,8 @@ mod tests {
             (&[0x89, 0xfe], Violation::ControlTooLong),
             (&[0x81, 0x05], Violation::Unmasked),
             (&[0x81, 0xfe, 0, 125], Violation::LengthNotMinimal),
-            (
-                &[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255],
-                Violation::LengthNotMinimal,
-            ),
-            (
-                &[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0],
-                Violation::LengthOutOfRange,
-            ),
+            (&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255], Violation::LengthNotMinimal),
+            (&[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0], Violation::LengthOutOfRange),
             (&[0x88, 0xff], Violation::CloseTooLong),
         ];
         for (bytes, violation) in cases {

@@ -180,10 +180,7 @@ pub(crate) fn large_send_to_a_slow_reader(stage: &mut impl Stage) {
     }
     assert!(bytes == message, "{} bytes came", bytes.len());
     assert_eq!(completions.len(), 1);
-    assert_eq!(
-        (completions[0].token, completions[0].result),
-        (send, 24 << 20)
-    );
+    assert_eq!((completions[0].token, completions[0].result), (send, 24 << 20));
     assert!(emptied.is_some_and(|vector| vector.is_empty()));
     assert_eq!(stage.ring().take_sent(token(Kind::Send, 2)), None);
 }
@@ -238,10 +235,7 @@ pub(crate) fn starved_of_buffers(stage: &mut impl Stage) {
 pub(crate) fn connect_refused(stage: &mut impl Stage) {
     let address = stage.vacant();
     let connect = token(Kind::LinkConnect, 1);
-    let socket = stage
-        .ring()
-        .connect(address, connect)
-        .expect("a new socket");
+    let socket = stage.ring().connect(address, connect).expect("a new socket");
     let refused = next(stage, connect);
     assert_eq!((refused.result, refused.more), (-libc::ECONNREFUSED, false));
     stage.ring().close(socket, false);
@@ -254,10 +248,7 @@ pub(crate) fn link_to_itself(stage: &mut impl Stage) {
     let accept = token(Kind::LinkAccept, 0);
     let connect = token(Kind::LinkConnect, 1);
     stage.ring().accept(listener, accept);
-    let near = stage
-        .ring()
-        .connect(address, connect)
-        .expect("a new socket");
+    let near = stage.ring().connect(address, connect).expect("a new socket");
     let both = all(stage, &[accept, connect]);
     assert_eq!(both[1].result, 0);
     let far = Socket::Direct(both[0].result as u32);
@@ -300,10 +291,7 @@ pub(crate) fn cancelled_send_and_reset(stage: &mut impl Stage) {
     stage.ring().cancel(send);
     let ended = next(stage, send);
     assert_eq!((ended.result, ended.more), (-libc::ECANCELED, false));
-    assert!(
-        stage.ring().take_sent(send).is_some(),
-        "the vector comes back"
-    );
+    assert!(stage.ring().take_sent(send).is_some(), "the vector comes back");
     stage.ring().close(socket, true);
     read_until(stage, &mut client, |client, _| client.is_closed());
     assert!(client.was_reset());
@@ -347,11 +335,7 @@ pub(crate) fn stale_token_after_close(stage: &mut impl Stage) {
     drop(client);
     let mut second = stage.dial(address);
     let accepted = next(stage, token(Kind::Accept, 0));
-    assert_eq!(
-        Socket::Direct(accepted.result as u32),
-        socket,
-        "the slot is reused"
-    );
+    assert_eq!(Socket::Direct(accepted.result as u32), socket, "the slot is reused");
     stage.ring().receive(socket, new);
     assert_eq!(second.write(b"second life"), 11);
     assert_eq!(receive_exactly(stage, new, 11), b"second life");

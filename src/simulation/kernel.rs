@@ -104,9 +104,7 @@ pub struct SimNetwork {
 impl SimNetwork {
     pub fn new(seed: u64, options: SimOptions) -> SimNetwork {
         let state = State::new(Random::new(seed), options);
-        SimNetwork {
-            state: Rc::new(RefCell::new(state)),
-        }
+        SimNetwork { state: Rc::new(RefCell::new(state)) }
     }
 
     /// Virtual microseconds since the beginning.

@@ -33,12 +33,7 @@ struct ScriptedRing {
 
 impl ScriptedRing {
     fn complete(&mut self, token: Token, result: i32, more: bool, buffer: Option<BufferId>) {
-        self.pending.push(Completion {
-            token,
-            result,
-            more,
-            buffer,
-        });
+        self.pending.push(Completion { token, result, more, buffer });
     }
 
     fn arrive(&mut self, token: Token, bytes: &[u8], more: bool) {
@@ -70,10 +65,7 @@ impl Ring for ScriptedRing {
     }
 
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token) {
-        assert!(
-            !self.held.iter().any(|(held, _)| *held == token),
-            "one send per socket"
-        );
+        assert!(!self.held.iter().any(|(held, _)| *held == token), "one send per socket");
         let size = data.len();
         self.sends.push((socket, data));
         match self.holds_sends {
@@ -186,10 +178,7 @@ impl Stage {
     }
 
     fn with(options: ShardOptions) -> Stage {
-        let now = Now {
-            monotonic_us: 5_000_000,
-            unix_ms: 0,
-        };
+        let now = Now { monotonic_us: 5_000_000, unix_ms: 0 };
         let (ring, application) = (ScriptedRing::default(), Scripted::default());
         let mut shard = Shard::new(ring, application, options, now);
         shard.add_listener(Socket::Ordinary(3));

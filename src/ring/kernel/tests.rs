@@ -250,13 +250,8 @@ fn full_queues_lose_nothing() {
 /// time, and are asked for again; no byte is lost or out of its place.
 #[test]
 fn starved_and_overflown_streams_keep_every_byte() {
-    let tiny = RingOptions {
-        submissions: 2,
-        completions: 4,
-        buffer_count: 4,
-        buffer_size: 64,
-        ..small()
-    };
+    let tiny =
+        RingOptions { submissions: 2, completions: 4, buffer_count: 4, buffer_size: 64, ..small() };
     const SIZE: usize = 10_000;
     let mut stage = Loopback::new(tiny);
     let (listener, address) = stage.listen();
@@ -276,18 +271,11 @@ fn starved_and_overflown_streams_keep_every_byte() {
         stage.pump(&mut completions);
         for completion in std::mem::take(&mut completions) {
             let is_accept = completion.token == accept;
-            let slot = if is_accept {
-                completion.result as u32
-            } else {
-                completion.token.slot()
-            };
+            let slot = if is_accept { completion.result as u32 } else { completion.token.slot() };
             if let Some(buffer) = completion.buffer {
                 let size = completion.result as usize;
                 let place = &mut received[slot as usize];
-                assert_eq!(
-                    stage.ring.bytes(buffer, size),
-                    &message[*place..*place + size]
-                );
+                assert_eq!(stage.ring.bytes(buffer, size), &message[*place..*place + size]);
                 *place += size;
                 stage.ring.release(buffer);
             }

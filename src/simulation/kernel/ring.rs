@@ -97,11 +97,7 @@ impl SimRing {
         let signalled = &mut world.rings[self.id.0].signalled;
         let descriptor = -10 - signalled.len() as RawFd;
         signalled.insert(descriptor, false);
-        let waker = SimWaker {
-            state: self.state.clone(),
-            ring: self.id,
-            descriptor,
-        };
+        let waker = SimWaker { state: self.state.clone(), ring: self.id, descriptor };
         (waker, descriptor)
     }
 
@@ -142,10 +138,7 @@ impl SimRing {
             return self.refuse(world, token, libc::ENOTCONN, None);
         }
         let armed = world.ends[end].receive.replace(token);
-        assert!(
-            armed.is_none(),
-            "two receives on {socket:?}: {armed:?}, {token:?}"
-        );
+        assert!(armed.is_none(), "two receives on {socket:?}: {armed:?}, {token:?}");
         self.arm(world, token, Armed::Receive(end));
         if self.free.is_empty() {
             self.end_receive(world, end, -libc::ENOBUFS);
@@ -157,10 +150,7 @@ impl SimRing {
             return self.refuse(world, token, libc::EBADF, Some(data));
         };
         let unseen = std::mem::replace(&mut world.ends[end].send_unseen, true);
-        assert!(
-            !unseen,
-            "two sends on {socket:?}, the second with {token:?}"
-        );
+        assert!(!unseen, "two sends on {socket:?}, the second with {token:?}");
         match world.send_refusal(end) {
             Some(errno) => {
                 let failed = completion(token, -errno, false);
@@ -228,10 +218,7 @@ impl SimRing {
             }
             Some(Thing::Listener(index)) => {
                 let accept = world.listeners[index].as_ref().and_then(|l| l.accept);
-                assert!(
-                    accept.is_none(),
-                    "{socket:?} is closed under its {accept:?}"
-                );
+                assert!(accept.is_none(), "{socket:?} is closed under its {accept:?}");
                 world.close_listener(index);
             }
             None => {}
@@ -339,9 +326,8 @@ impl SimRing {
     fn harvest(&mut self, world: &mut State, completions: &mut Vec<Completion>) {
         let now_us = world.now_us();
         let posted = std::mem::take(&mut world.rings[self.id.0].posted);
-        let (due, later): (Vec<Posted>, _) = posted
-            .into_iter()
-            .partition(|posted| posted.due_us <= now_us);
+        let (due, later): (Vec<Posted>, _) =
+            posted.into_iter().partition(|posted| posted.due_us <= now_us);
         world.rings[self.id.0].posted = later;
         for posted in mixed(world, due) {
             if let Some(mut data) = posted.data {

@@ -151,12 +151,7 @@ pub(super) fn outward(end: EndId) -> Stream {
 }
 
 pub(super) fn completion(token: Token, result: i32, more: bool) -> Completion {
-    Completion {
-        token,
-        result,
-        more,
-        buffer: None,
-    }
+    Completion { token, result, more, buffer: None }
 }
 
 impl State {
@@ -207,10 +202,7 @@ impl State {
 
     pub(super) fn is_due(&self, ring: RingId) -> bool {
         let ring = &self.rings[ring.0];
-        let posted = ring
-            .posted
-            .iter()
-            .any(|posted| posted.due_us <= self.now_us);
+        let posted = ring.posted.iter().any(|posted| posted.due_us <= self.now_us);
         posted
             || ring.armed.values().any(|armed| match armed {
                 Armed::Receive(end) => {
@@ -226,15 +218,9 @@ impl State {
 
     pub(super) fn crash(&mut self, ring: RingId) {
         let direct_max = self.rings[ring.0].direct_max;
-        self.rings[ring.0] = RingState {
-            direct_max,
-            ..RingState::default()
-        };
+        self.rings[ring.0] = RingState { direct_max, ..RingState::default() };
         for listener in &mut self.listeners {
-            if listener
-                .as_ref()
-                .is_some_and(|listener| listener.ring == ring)
-            {
+            if listener.as_ref().is_some_and(|listener| listener.ring == ring) {
                 *listener = None;
             }
         }
@@ -394,11 +380,7 @@ impl State {
         if already_over {
             return;
         }
-        let ending = if reset {
-            Ending::Reset
-        } else {
-            Ending::Orderly
-        };
+        let ending = if reset { Ending::Reset } else { Ending::Orderly };
         let event = Event::Ended { end: peer, ending };
         if reset && self.random.chance(self.options.faults.overtake) {
             let due_us = self.now_us + self.latency_us();
@@ -417,11 +399,7 @@ impl State {
         data: Option<Vec<u8>>,
     ) {
         let late = self.random.chance(self.options.faults.late_completion);
-        let late_us = if late {
-            1 + self.random.below(LATE_US_MAX)
-        } else {
-            0
-        };
+        let late_us = if late { 1 + self.random.below(LATE_US_MAX) } else { 0 };
         let ring = &mut self.rings[ring.0];
         if !ring.alive {
             return;
@@ -589,12 +567,7 @@ impl State {
         let (shortest, longest) = self.options.latency_us;
         let latency_us = shortest + self.random.below(longest - shortest + 1);
         let delayed = self.random.chance(self.options.faults.delay);
-        latency_us
-            * if delayed {
-                1 + self.random.below(100)
-            } else {
-                1
-            }
+        latency_us * if delayed { 1 + self.random.below(100) } else { 1 }
     }
 }
 

@@ -12,12 +12,7 @@ struct Simulated {
 }
 
 fn small() -> RingOptions {
-    RingOptions {
-        sockets: 64,
-        buffer_count: 16,
-        buffer_size: 1024,
-        ..RingOptions::default()
-    }
+    RingOptions { sockets: 64, buffer_count: 16, buffer_size: 1024, ..RingOptions::default() }
 }
 
 fn address(port: u16) -> SocketAddr {
@@ -41,17 +36,10 @@ fn impolite(seed: u64) -> Simulated {
 }
 
 fn simulated(seed: u64, faults: FaultRates) -> Simulated {
-    let options = SimOptions {
-        faults,
-        ..SimOptions::default()
-    };
+    let options = SimOptions { faults, ..SimOptions::default() };
     let network = SimNetwork::new(seed, options);
     let ring = SimRing::new(&network, small());
-    Simulated {
-        network,
-        ring,
-        port: 1,
-    }
+    Simulated { network, ring, port: 1 }
 }
 
 impl Stage for Simulated {
@@ -237,10 +225,7 @@ struct Outcome {
 }
 
 fn exchange(seed: u64, faults: FaultRates) -> Outcome {
-    let options = SimOptions {
-        faults,
-        ..SimOptions::default()
-    };
+    let options = SimOptions { faults, ..SimOptions::default() };
     let network = SimNetwork::new(seed, options);
     let mut random = Random::new(seed);
     let (mut near, mut far) = (Side::new(&network, 1), Side::new(&network, 2));
@@ -265,11 +250,7 @@ fn exchange(seed: u64, faults: FaultRates) -> Outcome {
 
 /// Everything but what breaks connections.
 fn rough_but_whole() -> FaultRates {
-    FaultRates {
-        reset: 0.0,
-        refuse: 0.0,
-        ..FaultRates::rough()
-    }
+    FaultRates { reset: 0.0, refuse: 0.0, ..FaultRates::rough() }
 }
 
 #[test]
@@ -278,10 +259,7 @@ fn a_rough_network_keeps_every_byte_in_order() {
         let outcome = exchange(seed, rough_but_whole());
         assert!(!outcome.ended, "seed {seed}");
         let [near, far] = outcome.sent;
-        assert!(
-            near >= 200_000 && far >= 200_000,
-            "seed {seed}: {near}, {far}"
-        );
+        assert!(near >= 200_000 && far >= 200_000, "seed {seed}: {near}, {far}");
         assert_eq!(outcome.received, [far, near], "seed {seed}");
         let has = |wanted: fn(&Completion) -> bool| outcome.trace.iter().any(|(_, c)| wanted(c));
         assert!(has(|completion| completion.result > 0 && !completion.more));
@@ -290,26 +268,14 @@ fn a_rough_network_keeps_every_byte_in_order() {
 
 #[test]
 fn resets_end_both_sides_and_tear_no_prefix() {
-    let faults = FaultRates {
-        reset: 0.05,
-        ..rough_but_whole()
-    };
+    let faults = FaultRates { reset: 0.05, ..rough_but_whole() };
     let ended = (0..30).filter(|seed| exchange(*seed, faults).ended);
     assert!(ended.count() > 20);
 }
 
 #[test]
 fn one_seed_gives_one_run() {
-    let trace = |seed| {
-        exchange(
-            seed,
-            FaultRates {
-                refuse: 0.0,
-                ..FaultRates::rough()
-            },
-        )
-        .trace
-    };
+    let trace = |seed| exchange(seed, FaultRates { refuse: 0.0, ..FaultRates::rough() }).trace;
     assert_eq!(trace(5), trace(5));
     assert_ne!(trace(5), trace(6));
 }
@@ -346,14 +312,8 @@ fn a_crash_resets_peers_and_the_next_life_listens_again() {
 
 #[test]
 fn a_silent_crash_is_noticed_late() {
-    let faults = FaultRates {
-        silent_crash: 1.0,
-        ..FaultRates::default()
-    };
-    let options = SimOptions {
-        faults,
-        ..SimOptions::default()
-    };
+    let faults = FaultRates { silent_crash: 1.0, ..FaultRates::default() };
+    let options = SimOptions { faults, ..SimOptions::default() };
     let network = SimNetwork::new(4, options);
     let mut ring = SimRing::new(&network, small());
     ring.listen(address(9));
@@ -420,16 +380,8 @@ fn accepted() -> (SimNetwork, SimRing, ClientSocket) {
 #[should_panic(expected = "two sends")]
 fn a_second_send_before_the_first_completed_is_a_breach() {
     let (_network, mut ring, _client) = accepted();
-    ring.send(
-        Socket::Direct(0),
-        b"one".to_vec(),
-        Token::new(Kind::Send, 0, 0),
-    );
-    ring.send(
-        Socket::Direct(0),
-        b"two".to_vec(),
-        Token::new(Kind::Send, 0, 1),
-    );
+    ring.send(Socket::Direct(0), b"one".to_vec(), Token::new(Kind::Send, 0, 0));
+    ring.send(Socket::Direct(0), b"two".to_vec(), Token::new(Kind::Send, 0, 1));
     ring.turn(0, &mut Vec::new());
 }
 

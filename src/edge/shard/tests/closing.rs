@@ -69,12 +69,7 @@ fn a_violation_is_answered_with_its_code() {
 
 #[test]
 fn a_bad_close_frame_is_answered_and_nothing_more_is_awaited() {
-    for payload in [
-        &b"x"[..],
-        &close_payload(1005, ""),
-        b"\x03\xe8\xff",
-        &[b'a'; 126],
-    ] {
+    for payload in [&b"x"[..], &close_payload(1005, ""), b"\x03\xe8\xff", &[b'a'; 126]] {
         let mut stage = Stage::new();
         stage.open(7);
         stage.arrive(7, &client_frame(Opcode::Close, payload));
@@ -134,10 +129,7 @@ fn stopping_closes_everything_with_1001() {
     stage.shard.stop_accepting();
     stage.shard.close_all(1001, "going away");
     stage.settle();
-    assert_eq!(
-        stage.sent(),
-        server_frame(Opcode::Close, &close_payload(1001, "going away"))
-    );
+    assert_eq!(stage.sent(), server_frame(Opcode::Close, &close_payload(1001, "going away")));
     assert_eq!(stage.closed(), [(Socket::Direct(8), false)]);
     stage.end_of_stream(7);
     assert_eq!(stage.closed(), [(Socket::Direct(7), false)]);

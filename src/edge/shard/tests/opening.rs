@@ -72,10 +72,7 @@ fn what_is_malformed_or_too_large_is_refused() {
     for (request, status) in [
         (&b"nonsense\r\n\r\n"[..], "400"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "426"),
-        (
-            b"POST /plain HTTP/1.1\r\nContent-Length: 101\r\n\r\n",
-            "413",
-        ),
+        (b"POST /plain HTTP/1.1\r\nContent-Length: 101\r\n\r\n", "413"),
         (&[b'a'; 9000], "431"),
     ] {
         let mut stage = Stage::new();
@@ -97,10 +94,7 @@ fn over_the_cap_the_answer_is_503_and_never_a_hang() {
     stage.open(1);
     stage.accept(2);
     let text = stage.sent_text();
-    assert!(
-        text.starts_with("HTTP/1.1 503 ") && text.contains("\r\nRetry-After: "),
-        "{text}"
-    );
+    assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("\r\nRetry-After: "), "{text}");
     stage.arrive(2, UPGRADE);
     assert_eq!(stage.sent(), b"");
     stage.pass_ms(CLOSE_MS + 100);

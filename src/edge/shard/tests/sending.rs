@@ -6,22 +6,16 @@ use super::*;
 fn a_batch_of_pipelined_frames_is_answered_with_one_send() {
     let mut stage = Stage::new();
     stage.open(7);
-    let batch: Vec<u8> = (0..200u8)
-        .flat_map(|byte| client_frame(Opcode::Binary, &[byte; 20]))
-        .collect();
+    let batch: Vec<u8> =
+        (0..200u8).flat_map(|byte| client_frame(Opcode::Binary, &[byte; 20])).collect();
     let token = stage.ring().receives[&Socket::Direct(7)];
     for segment in batch.chunks(1_000) {
         stage.ring().arrive(token, segment, true);
     }
     stage.settle();
-    assert_eq!(
-        stage.ring().sends.len(),
-        1,
-        "all segments of a turn together"
-    );
-    let expected: Vec<u8> = (0..200u8)
-        .flat_map(|byte| server_frame(Opcode::Binary, &[byte; 20]))
-        .collect();
+    assert_eq!(stage.ring().sends.len(), 1, "all segments of a turn together");
+    let expected: Vec<u8> =
+        (0..200u8).flat_map(|byte| server_frame(Opcode::Binary, &[byte; 20])).collect();
     assert_eq!(stage.sent(), expected);
     assert_eq!(stage.shard.counters().messages, 200);
 }
@@ -40,10 +34,7 @@ fn what_queues_behind_a_send_leaves_together() {
     stage.settle();
     assert_eq!(stage.ring().sends.len(), 2);
     let sent = stage.sent();
-    assert!(
-        sent[7..].starts_with(&server_frame(Opcode::Pong, b"!")),
-        "ahead of data"
-    );
+    assert!(sent[7..].starts_with(&server_frame(Opcode::Pong, b"!")), "ahead of data");
     assert_eq!(sent.len(), 50 * 7 + 3);
 }
 
@@ -64,11 +55,7 @@ fn a_client_that_reads_nothing_is_cut_at_its_bound() {
     for _ in 0..10 {
         stage.arrive(7, &client_frame(Opcode::Binary, &[1; 50_000]));
     }
-    assert_eq!(
-        stage.shard.parts().0.full,
-        1,
-        "what comes after the cut is not heard"
-    );
+    assert_eq!(stage.shard.parts().0.full, 1, "what comes after the cut is not heard");
     assert_eq!(stage.told(), ["closed 0 Slow"]);
     assert_eq!(stage.shard.counters().slow, 1);
     stage.pass_ms(CLOSE_MS + 200);
@@ -131,9 +118,5 @@ fn a_watched_queue_tells_when_it_is_empty() {
     stage.settle();
     assert_eq!(stage.told(), ["drained 0"]);
     stage.arrive(7, &client_frame(Opcode::Text, b"watch me"));
-    assert_eq!(
-        stage.told(),
-        ["drained 0"],
-        "at once when it is empty already"
-    );
+    assert_eq!(stage.told(), ["drained 0"], "at once when it is empty already");
 }
