@@ -49,8 +49,9 @@ impl Sequencer {
             ToSequencer::Close { address, session, user, device } => {
                 self.with_user(user, Task::Close(retired(address, session, device)), out);
             }
-            ToSequencer::Room { address, session, user, device, .. } => {
-                self.with_user(user, Task::Room(retired(address, session, device)), out);
+            ToSequencer::Room { address, session, user, device, stream } => {
+                let task = Task::Room(retired(address, session, device), stream);
+                self.with_user(user, task, out);
             }
             ToSequencer::Dropped { address, session, user, device, convo, seq, stream } => {
                 let task = Task::Dropped(retired(address, session, device), convo, seq, stream);
@@ -94,7 +95,7 @@ impl Sequencer {
                 Task::Close(retired) => self.close(user, &retired),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
-                Task::Room(retired) => self.room(user, &retired, out),
+                Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
                 }

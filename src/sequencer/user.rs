@@ -21,7 +21,7 @@ pub enum Task {
     Close(Retired),
     Raise(Raise),
     Sync(Asked, Option<Vec<(ConversationName, u64)>>),
-    Room(Retired),
+    Room(Retired, u64),
     Dropped(Retired, ConversationName, u64, u64),
     /// A message to be fanned out, with its position.
     Fan(u64, Rc<Message>),

@@ -73,8 +73,8 @@ pub enum StoreFault {
     Device(#[from] device::DeviceFault),
     #[error(
         "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
-         position {expected_lsn}, and position {known_durable} is known to have been durable; restore the \
-         segment from a copy, nothing was changed"
+         position {expected_lsn}, and position {known_durable} is known to have been durable; \
+         restore the segment from a copy, nothing was changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(
