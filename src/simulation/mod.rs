@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The world on a seed: a kernel that is faulty on purpose, and virtual time.
+//!
+//! Everything here is deterministic: one seed gives one run, so that a failing seed can be
+//! replayed.
+
+pub mod kernel;
+pub mod random;
