@@ -1,7 +1,7 @@
 //! One thread of the edge: a ring, its connections, and the application that they talk to.
 //!
-//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all that
-//! a turn's completions make somebody say leaves at its end, in one send per connection.
+//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all
+//! that a turn's completions make somebody say leaves at its end, in one send per connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,8 +18,8 @@ use super::receive;
 const TURN_WAIT_MAX_US: u64 = 100_000;
 /// After an accept that failed (the socket table is full, the host is short of memory).
 const ACCEPT_RETRY_MS: u64 = 100;
-/// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile is
-/// read for as long before anybody is held to a deadline.
+/// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile
+/// is read for as long before anybody is held to a deadline.
 const STALL_MS: u64 = 1_000;
 /// `Retry-After` of a refusal, in seconds.
 const RETRY_AFTER_S: &str = "2";
