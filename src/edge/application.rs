@@ -12,7 +12,7 @@ use super::connections::Connections;
 pub type ConnectionId = Key;
 
 /// What becomes of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Becomes a WebSocket, when the request fulfils the conditions of RFC 6455; else it is refused
     /// by the shard. `subprotocol` is one that the request offers.
@@ -21,8 +21,8 @@ pub enum Decision {
     Respond(Vec<u8>),
 }
 
-/// A whole message of a client, in place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A whole message of a client, in place. Not `Debug`, so that none gets into a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
     Text(&'a str),
     Binary(&'a [u8]),

@@ -46,7 +46,6 @@ pub enum Listening {
 }
 
 /// A slot of the shard's slab.
-#[derive(Debug)]
 pub struct Connection {
     pub framer: Framer,
     /// Exists while something is queued or under way.
@@ -66,7 +65,6 @@ pub struct Connection {
 }
 
 /// The part of a request that has arrived.
-#[derive(Debug)]
 pub struct ArrivingRequest {
     pub bytes: Vec<u8>,
     /// Head and body together, once the head is known.
@@ -97,7 +95,7 @@ pub struct Flags {
 
 /// The outbound queue. Invariant: `queue[..taken]` has left, and the next `frame_left` bytes belong
 /// to a frame of which a part has left.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outbound {
     /// An HTTP response, if any, then data frames and, at last, the close frame.
     queue: Vec<u8>,

@@ -18,6 +18,9 @@ use super::receive;
 const TURN_WAIT_MAX_US: u64 = 100_000;
 /// After an accept that failed (the socket table is full, the host is short of memory).
 const ACCEPT_RETRY_MS: u64 = 100;
+/// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile
+/// is read for as long before anybody is held to a deadline.
+const STALL_MS: u64 = 1_000;
 /// `Retry-After` of a refusal, in seconds.
 const RETRY_AFTER_S: &str = "2";
 
@@ -36,6 +39,7 @@ pub struct Shard<R: Ring, A: Application<R>> {
     /// Connections whose receive ended because no buffer was free.
     starved: Vec<ConnectionId>,
     accept_after_ms: u64,
+    expire_after_ms: u64,
     is_accepting: bool,
 }
 
@@ -51,6 +55,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             completions: Vec::new(),
             starved: Vec::new(),
             accept_after_ms: 0,
+            expire_after_ms: 0,
             is_accepting: true,
         }
     }
@@ -64,16 +69,16 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     /// One pass of the loop. `clock` is read before and after the wait.
     pub fn turn(&mut self, clock: &mut dyn FnMut() -> Now) {
-        self.connections.now = clock();
+        self.pass_time(clock());
         let wait_us = self.wait_us();
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.turn(wait_us, &mut completions);
-        self.connections.now = clock();
+        self.pass_time(clock());
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
-        self.connections.expire();
+        self.expire();
         self.tell();
         let now = self.connections.now;
         self.application.turn_end(now, &mut self.ring, &mut self.connections);
@@ -136,6 +141,20 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Slots in use: open, becoming so, or closing.
     pub fn connection_count(&self) -> usize {
         self.connections.count()
+    }
+
+    fn pass_time(&mut self, now: Now) {
+        let now_ms = now.monotonic_ms();
+        if now_ms - self.connections.now.monotonic_ms() > STALL_MS {
+            self.expire_after_ms = now_ms + STALL_MS;
+        }
+        self.connections.now = now;
+    }
+
+    fn expire(&mut self) {
+        if self.connections.now.monotonic_ms() >= self.expire_after_ms {
+            self.connections.expire();
+        }
     }
 
     fn wait_us(&self) -> u64 {

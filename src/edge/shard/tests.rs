@@ -15,6 +15,7 @@ use crate::ring::BufferId;
 mod closing;
 mod opening;
 mod sending;
+mod simulated;
 
 /// Completes every send at once, unless told to hold them.
 #[derive(Default)]
