@@ -165,7 +165,7 @@ impl LogDevice for SimDisk {
             .files
             .get(&segment)
             .map_or(0, |file| file.visible.len());
-        let aligned = offset % 4096 == 0 && data.len() % 4096 == 0;
+        let aligned = offset.is_multiple_of(4096) && data.len().is_multiple_of(4096);
         assert!(
             aligned && offset as usize + data.len() <= size,
             "a write outside its segment"

@@ -302,7 +302,7 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 };
                 return self.start(now, request, &append, Some(epoch));
             }
-            RequestKind::Resume { epoch } if *epoch == self.epoch => FromStore::Resumed {
+            RequestKind::Resume { epoch } if self.is_current(*epoch) => FromStore::Resumed {
                 to,
                 next_lsn: self.log.next_lsn(),
             },
@@ -314,7 +314,7 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 records,
             } => {
                 let next_lsn = self.log.next_lsn();
-                if *epoch != self.epoch || *first_lsn > next_lsn {
+                if !self.is_current(*epoch) || *first_lsn > next_lsn {
                     self.fenced(to)
                 } else if *first_lsn == next_lsn {
                     let (epoch, count, records) = (*epoch, *count, records.clone());
@@ -370,6 +370,11 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 FromStore::Unavailable { to }
             }
         }
+    }
+
+    /// Whether its holder may append; 0 was never granted.
+    fn is_current(&self, epoch: u64) -> bool {
+        epoch == self.epoch && epoch != 0
     }
 
     fn fenced(&mut self, to: u64) -> FromStore {

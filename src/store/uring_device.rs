@@ -258,12 +258,17 @@ impl Writer {
             .truncate(true)
             .write(true)
             .custom_flags(direct);
-        let file = tokio_uring::fs::File::from_std(options.open(&path)?);
-        match file.fallocate(0, size, 0).await {
+        let file = options.open(&path)?;
+        let sizing = file.try_clone()?;
+        let file = tokio_uring::fs::File::from_std(file);
+        // More than is needed, so that a full disk stops the log while the index can still write.
+        match file.fallocate(0, size + index_reserve(size), 0).await {
             // Then the zeros find out whether there is space.
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             result => result?,
         }
+        sizing.set_len(size)?;
+        drop(sizing);
         let mut zeros = AlignedBuffer::new(ZERO_SIZE);
         let mut offset = 0;
         while offset < size {
@@ -328,6 +333,11 @@ impl Writer {
             _ => Ok(DeviceEvent::Removed { segment }),
         }
     }
+}
+
+/// Bytes that stay free when a segment of `size` bytes is made.
+fn index_reserve(size: u64) -> u64 {
+    4 * size
 }
 
 fn is_no_space(error: &io::Error) -> bool {

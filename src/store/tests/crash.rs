@@ -84,7 +84,7 @@ fn check(harness: &mut Harness, witness: &mut Witness) {
         last: u64::MAX,
         size_max: 1 << 22,
     };
-    let answer = harness.get(&range);
+    let answer = harness.look(&range);
     assert_eq!(
         answer,
         FromStore::Messages {
