@@ -519,11 +519,11 @@ fn an_index_that_lags_holds_answers_back() {
         durable_seen: 0,
     };
     store.handle(now, event, &mut outlet).expect("a session");
-    let batch = append(1, 2, &[message_record("g", 1, 8 << 20)]);
+    let batch = append(1, 2, &[message_record("g", 1, 5 << 20)]);
     let ToStore::Append { count, records, .. } = batch else {
         unreachable!("made above");
     };
-    for number in 1..=13 {
+    for number in 1..=17 {
         let records = records.clone();
         let request = match number {
             1 => ToStore::Acquire { incarnation: 1 },
@@ -563,7 +563,7 @@ fn an_index_that_lags_holds_answers_back() {
     while disk.step() {
         store.poll(now, &mut outlet).expect("the disk works");
     }
-    assert_eq!(outlet.answered.len(), 12);
+    assert_eq!(outlet.answered.len(), 16);
     assert_eq!(store.metrics().index_lag, 0);
 }
 
