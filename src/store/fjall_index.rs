@@ -19,8 +19,8 @@ use super::index::{Change, Index, IndexFault, Keyspace};
 const CACHE_SIZE: u64 = 64 * 1024 * 1024;
 /// Bytes of new rows before they are written out as a table.
 const MEMTABLE_SIZE: u64 = 32 * 1024 * 1024;
-/// Bytes of journal that make it write out memtables.
-const JOURNAL_SIZE_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes of journal that make it write out memtables; opening reads all of them.
+const JOURNAL_SIZE_MAX: u64 = 128 * 1024 * 1024;
 /// Tables that it keeps open.
 const OPEN_FILES_MAX: usize = 256;
 /// Threads for flushes and compactions: a small box has two cores, and one is the log's.

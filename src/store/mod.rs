@@ -165,7 +165,7 @@ where
     let mut log_reader = device.reader();
     let recovered = recovery::recover(&mut log_reader, &segments, known, &mut |header, batch| {
         records_replayed += u64::from(batch.count);
-        applier.apply(header.log_id, &batch)
+        applier.apply(header.log_id, &[batch])
     })?;
     device.flush(&recovered.read_segments)?;
     let epoch = recovered.epoch.max(applier.state().epoch);

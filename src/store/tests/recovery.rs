@@ -126,6 +126,24 @@ fn recycled_segment_is_told_apart() {
     }
 }
 
+#[test]
+fn a_commit_that_was_cut_stays_cut() {
+    let late = filled(11, 3).disk.content(1).expect("the first segment");
+    let harness = filled(11, 2);
+    let mut harness = harness.restart(usize::MAX, 2).expect("it opens");
+    let (epoch, next_lsn) = harness.acquire();
+    harness.get(&append(epoch, next_lsn, &[message_record("g", 3, 77)]));
+    let before = harness.read_all();
+    // Position 4 of the first life appears where it would have been, intact.
+    let place = 4 * BLOCK_SIZE;
+    harness
+        .disk
+        .place(1, place as u64, &late[place..place + BLOCK_SIZE]);
+    let disk = harness.disk.clone();
+    let mut harness = Harness::on(disk, MemoryIndex::default(), 3).expect("it opens");
+    assert_eq!(harness.read_all(), before);
+}
+
 fn copy(from: &SimDisk, to: &SimDisk) {
     use crate::store::device::LogDevice;
     for number in from.numbers() {
