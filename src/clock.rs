@@ -17,9 +17,7 @@ impl Now {
     pub fn read() -> Now {
         static START: OnceLock<Instant> = OnceLock::new();
         let start = *START.get_or_init(Instant::now);
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now {
             monotonic_us: start.elapsed().as_micros() as u64 + 1,
             unix_ms: unix.as_millis() as u64,

@@ -1,10 +1,11 @@
 //! Aldis: a self-hosted real-time messaging backbone.
 //!
 //! A message travels `socket -> ring -> framer -> protocol -> router -> link -> sequencer -> store`
-//! and back the same way. Libraries (`sys arena ring framer protocol link`) know no process;
+//! and back the same way. Libraries (`sys arena ring framer protocol link admin`) know no process;
 //! processes (`edge sequencer store`) meet only on the wire of `link`; `simulation` alone knows
 //! them all. `tests/tidy.rs` holds the layers to it.
 
+pub mod admin;
 pub mod arena;
 pub mod cli;
 pub mod clock;

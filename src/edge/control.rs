@@ -24,9 +24,7 @@ impl Child {
 
     /// The child of this name.
     pub fn named(name: &str) -> Option<Child> {
-        [Child::Store, Child::Sequencer, Child::Edge]
-            .into_iter()
-            .find(|child| child.name() == name)
+        [Child::Store, Child::Sequencer, Child::Edge].into_iter().find(|child| child.name() == name)
     }
 }
 

@@ -38,11 +38,7 @@ impl Door {
         let host =
             host(request).ok_or(refusal(400, "bad_request", "exactly one Host is needed"))?;
         let is_served = host_name(host).is_some_and(|name| {
-            is_loopback(name)
-                || self
-                    .hosts
-                    .iter()
-                    .any(|served| served.eq_ignore_ascii_case(name))
+            is_loopback(name) || self.hosts.iter().any(|served| served.eq_ignore_ascii_case(name))
         });
         let refused = refusal(403, "forbidden", "this Host is not served; see --host");
         if is_served { Ok(()) } else { Err(refused) }
@@ -57,15 +53,8 @@ impl Door {
             (Some(origin), None) => std::str::from_utf8(origin).map_err(|_| refused)?,
             (Some(_), Some(_)) => return Err(refused),
         };
-        let is_allowed = self
-            .origins
-            .iter()
-            .any(|allowed| allowed.eq_ignore_ascii_case(origin));
-        if is_allowed || is_same_host(request) {
-            Ok(())
-        } else {
-            Err(refused)
-        }
+        let is_allowed = self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
+        if is_allowed || is_same_host(request) { Ok(()) } else { Err(refused) }
     }
 
     /// Decides on a request for `/v1/connect`, whose `Host` is served.
@@ -77,12 +66,7 @@ impl Door {
         let (user, device) = self.identify(&query, now_unix_ms)?;
         let manual = query.sync.as_deref() == Some("manual");
         let (user, device) = (user.into(), device.into());
-        Ok(Admitted {
-            user,
-            device,
-            manual,
-            subprotocol,
-        })
+        Ok(Admitted { user, device, manual, subprotocol })
     }
 
     fn identify(&self, query: &Query, now_unix_ms: u64) -> Result<(String, String), Refusal> {
@@ -93,14 +77,9 @@ impl Door {
             }
         }
         let Some(ticket) = &query.ticket else {
-            let device = query
-                .device
-                .clone()
-                .unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
+            let device = query.device.clone().unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
             let user = query.user.clone();
-            return user
-                .map(|user| (user, device))
-                .ok_or(unauthorized("user is missing"));
+            return user.map(|user| (user, device)).ok_or(unauthorized("user is missing"));
         };
         let refused = unauthorized("the ticket is not valid, or no longer");
         let identity = self.tickets.check(ticket, now_unix_ms).ok_or(refused)?;
@@ -122,9 +101,7 @@ pub fn is_same_host(request: &Request) -> bool {
         return false;
     };
     let origin = std::str::from_utf8(origin).unwrap_or_default();
-    let authority = origin
-        .strip_prefix("http://")
-        .or_else(|| origin.strip_prefix("https://"));
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     match (authority, host(request)) {
         (Some(authority), Some(host)) => authority.eq_ignore_ascii_case(host),
         _ => false,
@@ -132,11 +109,7 @@ pub fn is_same_host(request: &Request) -> bool {
 }
 
 const fn refusal(status: u16, code: &'static str, message: &'static str) -> Refusal {
-    Refusal {
-        status,
-        code,
-        message,
-    }
+    Refusal { status, code, message }
 }
 
 const fn unauthorized(message: &'static str) -> Refusal {
@@ -148,9 +121,7 @@ fn host<'a>(request: &Request<'a>) -> Option<&'a str> {
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return None;
     };
-    std::str::from_utf8(host)
-        .ok()
-        .filter(|host| !host.is_empty())
+    std::str::from_utf8(host).ok().filter(|host| !host.is_empty())
 }
 
 /// `name` of `name` or `name:port`; an IPv6 literal with its brackets.
@@ -165,9 +136,7 @@ fn host_name(host: &str) -> Option<&str> {
 }
 
 fn is_loopback(name: &str) -> bool {
-    let literal = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'));
+    let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     let address: Option<IpAddr> = match literal {
         Some(literal) => literal.parse().ok().filter(IpAddr::is_ipv6),
         None => name.parse().ok().filter(IpAddr::is_ipv4),
@@ -177,21 +146,14 @@ fn is_loopback(name: &str) -> bool {
 
 /// The first that is offered and known. A bearer token is not an offer.
 fn choose_subprotocol(offered: &[&str]) -> Result<Option<&'static str>, Refusal> {
-    let mut offered = offered
-        .iter()
-        .filter(|name| !name.starts_with("bearer."))
-        .peekable();
+    let mut offered = offered.iter().filter(|name| !name.starts_with("bearer.")).peekable();
     if offered.peek().is_none() {
         return Ok(None);
     }
     if offered.any(|name| *name == JSON_SUBPROTOCOL) {
         return Ok(Some(JSON_SUBPROTOCOL));
     }
-    Err(refusal(
-        400,
-        "bad_request",
-        "none of the offered subprotocols is known",
-    ))
+    Err(refusal(400, "bad_request", "none of the offered subprotocols is known"))
 }
 
 /// The parameters that a connect request may have. Others are ignored, tokens among them.
@@ -241,9 +203,7 @@ fn percent_decode(text: &str) -> Option<String> {
 }
 
 fn hex_digit(byte: u8) -> Option<u8> {
-    char::from(byte)
-        .to_digit(16)
-        .and_then(|digit| u8::try_from(digit).ok())
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 #[cfg(test)]

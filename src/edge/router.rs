@@ -49,12 +49,7 @@ pub const DRAIN_GRACE_MS: u64 = 2_000;
 // A pipelining client's answers alone never look like a client that does not read.
 const _: () = assert!(OUTSTANDING_COUNT_MAX * 384 < SLOW_SIZE - BEHIND_SIZE);
 
-/// A chat connection of this shard: a slot, and which of its tenants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId {
-    pub slot: u32,
-    pub generation: u32,
-}
+pub use super::application::ConnectionId;
 
 /// The chat connections as the router reaches them. The shard's table is the real one.
 pub trait Clients {
@@ -144,11 +139,7 @@ impl Router {
         *self.slot(id.slot) = Some(connection);
         self.counters.connections += 1;
         self.counters.accepted += 1;
-        let message = ToSequencer::Open {
-            address: self.address(id),
-            user,
-            device,
-        };
+        let message = ToSequencer::Open { address: self.address(id), user, device };
         let request = Unanswered {
             asker: id,
             reference: None,
@@ -190,10 +181,7 @@ impl Router {
 
     /// Everything queued to the connection has left.
     pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        if let Some(stream) = self
-            .connection(id)
-            .and_then(|found| found.room_wanted.take())
-        {
+        if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take()) {
             self.tell_room(id, stream, around);
         }
     }
@@ -201,9 +189,7 @@ impl Router {
     /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
     /// answers will find nobody.
     pub fn closed(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        let Some(connection) = self
-            .slot(id.slot)
-            .take_if(|is| is.generation == id.generation)
+        let Some(connection) = self.slot(id.slot).take_if(|is| is.generation == id.generation)
         else {
             return;
         };
@@ -211,12 +197,7 @@ impl Router {
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
             let Connection { user, device, .. } = connection;
-            let close = ToSequencer::Close {
-                address: self.address(id),
-                session,
-                user,
-                device,
-            };
+            let close = ToSequencer::Close { address: self.address(id), session, user, device };
             self.requests.tell(close, around.outlet);
         }
     }
@@ -229,11 +210,7 @@ impl Router {
                 let connections = &self.connections;
                 self.requests.end(|id| stands(connections, id));
             }
-            LinkEvent::Entry {
-                peer,
-                number,
-                entry,
-            } if peer == self.options.sequencer => {
+            LinkEvent::Entry { peer, number, entry } if peer == self.options.sequencer => {
                 self.entry(entry, around);
                 around.outlet.answered(peer, number);
                 self.requests.flush(around.outlet);
@@ -252,10 +229,7 @@ impl Router {
             self.refuse(&request, unavailable, around);
             self.settle(turn, &request, around);
         }
-        if self
-            .drain_ends_at_ms
-            .is_some_and(|end| end <= around.now.monotonic_ms())
-        {
+        if self.drain_ends_at_ms.is_some_and(|end| end <= around.now.monotonic_ms()) {
             for id in self.ids() {
                 self.close_drained(id, around);
             }
@@ -272,14 +246,7 @@ impl Router {
         for id in self.ids() {
             let reconnect_ms = Some(self.random() % spread_ms.max(1));
             let goodbye = Goodbye::Drain;
-            self.say(
-                id,
-                &Event::Goaway {
-                    goodbye,
-                    reconnect_ms,
-                },
-                around,
-            );
+            self.say(id, &Event::Goaway { goodbye, reconnect_ms }, around);
             let found = self.connection(id);
             if found.is_some_and(|connection| connection.is_settled()) {
                 self.close_drained(id, around);
@@ -302,11 +269,7 @@ impl Router {
                 let slot = u32::try_from(slot).expect("slots are numbered by u32");
                 let generation = connection.generation;
                 retells.push(ToSequencer::Retell {
-                    address: Address {
-                        incarnation,
-                        slot,
-                        generation,
-                    },
+                    address: Address { incarnation, slot, generation },
                     session,
                     user: connection.user.clone(),
                     device: connection.device.clone(),
@@ -316,8 +279,7 @@ impl Router {
         }
         let notices = retells.into_iter().chain([ToSequencer::Retold]);
         let connections = &self.connections;
-        self.requests
-            .begin(notices, |id| stands(connections, id), around.outlet);
+        self.requests.begin(notices, |id| stands(connections, id), around.outlet);
     }
 
     /// Says one event to a client, unless it is gone.
@@ -352,21 +314,13 @@ impl Router {
         reconnect_ms: Option<u64>,
         around: &mut Surroundings,
     ) {
-        let goaway = Event::Goaway {
-            goodbye,
-            reconnect_ms,
-        };
+        let goaway = Event::Goaway { goodbye, reconnect_ms };
         self.say(id, &goaway, around);
         self.close(id, goodbye.close_code(), goodbye.reason(), around);
     }
 
     fn close_drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        self.close(
-            id,
-            Goodbye::Drain.close_code(),
-            Goodbye::Drain.reason(),
-            around,
-        );
+        self.close(id, Goodbye::Drain.close_code(), Goodbye::Drain.reason(), around);
     }
 
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str, around: &mut Surroundings) {
@@ -400,11 +354,7 @@ impl Router {
 
     fn address(&self, id: ConnectionId) -> Address {
         let ConnectionId { slot, generation } = id;
-        Address {
-            incarnation: self.options.incarnation,
-            slot,
-            generation,
-        }
+        Address { incarnation: self.options.incarnation, slot, generation }
     }
 
     /// SplitMix64 (Steele, Lea and Flood 2014): enough to spread clients over a few seconds.

@@ -84,24 +84,12 @@ impl Site {
         if !is_same_host(request) || !is_ours {
             return Err(refusal(403, "forbidden", "only this edge's own page kills"));
         }
-        let handed_over = self
-            .control
-            .as_mut()
-            .is_some_and(|control| control.kill(child));
+        let handed_over = self.control.as_mut().is_some_and(|control| control.kill(child));
         if !handed_over {
-            return Err(refusal(
-                503,
-                "unavailable",
-                "aldis up is not there to kill it",
-            ));
+            return Err(refusal(503, "unavailable", "aldis up is not there to kill it"));
         }
         let body = format!("{{\"killed\":\"{}\"}}", child.name());
-        Ok(response(
-            202,
-            "application/json",
-            &NO_STORE,
-            body.as_bytes(),
-        ))
+        Ok(response(202, "application/json", &NO_STORE, body.as_bytes()))
     }
 }
 
@@ -109,11 +97,7 @@ const NOT_FOUND: Refusal = refusal(404, "not_found", "nothing is served here");
 const NO_STORE: [(&str, &str); 1] = [("Cache-Control", "no-store")];
 
 const fn refusal(status: u16, code: &'static str, message: &'static str) -> Refusal {
-    Refusal {
-        status,
-        code,
-        message,
-    }
+    Refusal { status, code, message }
 }
 
 fn refuse(refusal: Refusal) -> Vec<u8> {
@@ -132,11 +116,7 @@ fn file(request: &Request) -> Result<Vec<u8>, Refusal> {
     };
     let found = Page::get(name).ok_or(NOT_FOUND)?;
     if !matches!(request.method, "GET" | "HEAD") {
-        return Err(refusal(
-            405,
-            "method_not_allowed",
-            "this is only to be read",
-        ));
+        return Err(refusal(405, "method_not_allowed", "this is only to be read"));
     }
     let guessed = found.metadata.mimetype();
     let is_text = guessed.starts_with("text/");

@@ -52,18 +52,11 @@ impl Tickets {
         let bytes = URL_SAFE_NO_PAD.decode(ticket).ok()?;
         let signed_size = bytes.len().checked_sub(MAC_SIZE)?;
         let (signed, mac) = bytes.split_at(signed_size);
-        self.keyed
-            .clone()
-            .chain_update(signed)
-            .verify_slice(mac)
-            .ok()?;
+        self.keyed.clone().chain_update(signed).verify_slice(mac).ok()?;
         let (head, ids) = signed.split_at_checked(HEAD_SIZE)?;
         let expires = u64::from_le_bytes(head[1..9].try_into().ok()?);
         let (user, device) = ids.split_at_checked(usize::from(head[9]))?;
-        let (user, device) = (
-            String::from_utf8(user.into()),
-            String::from_utf8(device.into()),
-        );
+        let (user, device) = (String::from_utf8(user.into()), String::from_utf8(device.into()));
         let (user, device) = (user.ok()?, device.ok()?);
         let good = head[0] == VERSION && now_unix_ms < expires && is_id(&user) && is_id(&device);
         good.then_some((user, device))
@@ -82,11 +75,7 @@ mod tests {
         assert_eq!(tickets.check(&ticket, 1_000), identity);
         assert_eq!(tickets.check(&ticket, 999 + TICKET_LIFETIME_MS), identity);
         assert_eq!(tickets.check(&ticket, 1_000 + TICKET_LIFETIME_MS), None);
-        assert!(
-            ticket
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        );
+        assert!(ticket.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
     }
 
     #[test]
@@ -95,11 +84,7 @@ mod tests {
         let ticket = tickets.issue("alice", "phone", 1_000);
         assert_eq!(Tickets::new(b"other").check(&ticket, 1_000), None);
         for size in 0..ticket.len() {
-            assert_eq!(
-                tickets.check(&ticket[..size], 1_000),
-                None,
-                "prefix of {size}"
-            );
+            assert_eq!(tickets.check(&ticket[..size], 1_000), None, "prefix of {size}");
         }
         let bytes = URL_SAFE_NO_PAD.decode(&ticket).expect("issued");
         for index in 0..bytes.len() {

@@ -104,6 +104,19 @@ pub fn encode_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
+/// Bytes of the unmasked frame at the front of `frames`, which [`encode_frame`] wrote.
+pub fn frame_size(frames: &[u8]) -> usize {
+    let short = usize::from(frames[1]);
+    match short {
+        126 => 4 + usize::from(u16::from_be_bytes([frames[2], frames[3]])),
+        127 => {
+            let wide = frames[2..].first_chunk().map_or(0, |wide| u64::from_be_bytes(*wide));
+            10 + wide as usize
+        }
+        short => 2 + short,
+    }
+}
+
 /// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame holds,
 /// at a character's boundary.
 pub fn encode_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
@@ -141,7 +154,10 @@ fn check_second(second: u8, opcode: Opcode) -> Result<(), Violation> {
         return Err(Violation::Unmasked);
     }
     if opcode.is_control() && usize::from(second & !MASKED_BIT) > CONTROL_SIZE_MAX {
-        return Err(Violation::ControlTooLong);
+        return Err(match opcode {
+            Opcode::Close => Violation::CloseTooLong,
+            _ => Violation::ControlTooLong,
+        });
     }
     Ok(())
 }
@@ -190,10 +206,7 @@ mod tests {
                 assert_eq!(decode(&header[..end]), Ok(None));
             }
             let decoded = decode(header).expect("good").expect("whole");
-            assert_eq!(
-                (decoded.payload_size, decoded.header_size),
-                (size, header.len())
-            );
+            assert_eq!((decoded.payload_size, decoded.header_size), (size, header.len()));
             assert_eq!(decoded.key, [1, 2, 3, 4]);
         }
     }
@@ -208,15 +221,9 @@ mod tests {
             (&[0x89, 0xfe], Violation::ControlTooLong),
             (&[0x81, 0x05], Violation::Unmasked),
             (&[0x81, 0xfe, 0, 125], Violation::LengthNotMinimal),
-            (
-                &[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255],
-                Violation::LengthNotMinimal,
-            ),
-            (
-                &[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0],
-                Violation::LengthOutOfRange,
-            ),
-            (&[0x88, 0xff], Violation::ControlTooLong),
+            (&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255], Violation::LengthNotMinimal),
+            (&[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0], Violation::LengthOutOfRange),
+            (&[0x88, 0xff], Violation::CloseTooLong),
         ];
         for (bytes, violation) in cases {
             assert_eq!(decode(bytes), Err(violation));
@@ -238,6 +245,7 @@ mod tests {
             encode_frame(Opcode::Binary, &vec![7; size], &mut out);
             assert_eq!(&out[..header.len()], header);
             assert_eq!(out.len(), header.len() + size);
+            assert_eq!(frame_size(&out), out.len());
         }
     }
 

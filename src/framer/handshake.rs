@@ -32,29 +32,17 @@ pub struct Refusal {
 impl Refusal {
     const fn malformed(message: &'static str) -> Refusal {
         let (status, code) = (400, "bad_request");
-        Refusal {
-            status,
-            code,
-            message,
-        }
+        Refusal { status, code, message }
     }
 
     const fn no_upgrade(message: &'static str) -> Refusal {
         let (status, code) = (426, "upgrade_required");
-        Refusal {
-            status,
-            code,
-            message,
-        }
+        Refusal { status, code, message }
     }
 
     const fn too_large(message: &'static str) -> Refusal {
         let (status, code) = (431, "too_large");
-        Refusal {
-            status,
-            code,
-            message,
-        }
+        Refusal { status, code, message }
     }
 
     /// The whole HTTP response.
@@ -108,14 +96,7 @@ impl<'a> Request<'a> {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
         };
-        let request = Request {
-            method,
-            path,
-            query,
-            version_minor,
-            headers,
-            header_count,
-        };
+        let request = Request { method, path, query, version_minor, headers, header_count };
         Ok(Some((request, size)))
     }
 
@@ -129,9 +110,7 @@ impl<'a> Request<'a> {
 
     /// The value of the first field of this name, when it is text.
     pub fn header(&self, name: &str) -> Option<&'a str> {
-        self.headers(name)
-            .next()
-            .and_then(|value| std::str::from_utf8(value).ok())
+        self.headers(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// Bytes of body that follow the head.
@@ -167,12 +146,7 @@ impl<'a> Request<'a> {
         }
         self.check_host()?;
         self.check_version()?;
-        let accept_key = self.accept_key()?;
-        let subprotocols = self.subprotocols()?;
-        Ok(Upgrade {
-            accept_key,
-            subprotocols,
-        })
+        Ok(Upgrade { key: self.key()?, subprotocols: self.subprotocols()? })
     }
 
     fn check_host(&self) -> Result<(), Refusal> {
@@ -187,26 +161,20 @@ impl<'a> Request<'a> {
         let mut versions = self.headers("sec-websocket-version");
         match (versions.next(), versions.next()) {
             (Some(b"13"), None) => Ok(()),
-            (_, Some(_)) => Err(Refusal::malformed(
-                "exactly one Sec-WebSocket-Version is needed",
-            )),
+            (_, Some(_)) => Err(Refusal::malformed("exactly one Sec-WebSocket-Version is needed")),
             _ => Err(Refusal::no_upgrade("Sec-WebSocket-Version 13 is needed")),
         }
     }
 
-    fn accept_key(&self) -> Result<String, Refusal> {
+    fn key(&self) -> Result<&'a [u8], Refusal> {
         let mut keys = self.headers("sec-websocket-key");
         let (Some(key), None) = (keys.next(), keys.next()) else {
-            return Err(Refusal::malformed(
-                "exactly one Sec-WebSocket-Key is needed",
-            ));
+            return Err(Refusal::malformed("exactly one Sec-WebSocket-Key is needed"));
         };
         let mut decoded = [0; 18];
         match BASE64.decode_slice(key, &mut decoded) {
-            Ok(16) => Ok(accept_key(key)),
-            _ => Err(Refusal::malformed(
-                "Sec-WebSocket-Key is not 16 bytes in base64",
-            )),
+            Ok(16) => Ok(key),
+            _ => Err(Refusal::malformed("Sec-WebSocket-Key is not 16 bytes in base64")),
         }
     }
 
@@ -237,8 +205,8 @@ impl<'a> Request<'a> {
 /// An upgrade request that fulfils every condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upgrade<'a> {
-    /// The value of `Sec-WebSocket-Accept`.
-    pub accept_key: String,
+    /// `Sec-WebSocket-Key`, checked.
+    key: &'a [u8],
     /// What the client offers, in its order.
     pub subprotocols: Vec<&'a str>,
 }
@@ -252,7 +220,7 @@ impl Upgrade<'_> {
             Connection: Upgrade\r\n\
             Sec-WebSocket-Accept: ",
         );
-        out.extend_from_slice(self.accept_key.as_bytes());
+        out.extend_from_slice(accept_key(self.key).as_bytes());
         if let Some(subprotocol) = subprotocol {
             out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
             out.extend_from_slice(subprotocol.as_bytes());
@@ -263,10 +231,7 @@ impl Upgrade<'_> {
 
 /// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 4.2.2).
 pub fn accept_key(key: &[u8]) -> String {
-    let hash = Sha1::new()
-        .chain_update(key)
-        .chain_update(KEY_SUFFIX)
-        .finalize();
+    let hash = Sha1::new().chain_update(key).chain_update(KEY_SUFFIX).finalize();
     BASE64.encode(hash)
 }
 

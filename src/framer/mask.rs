@@ -7,9 +7,7 @@ pub fn unmask(payload: &mut [u8], key: [u8; 4]) -> [u8; 4] {
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let mut words = payload.chunks_exact_mut(8);
     for word in &mut words {
-        let bytes: [u8; 8] = (&*word)
-            .try_into()
-            .expect("chunks_exact_mut yields eight bytes");
+        let bytes: [u8; 8] = (&*word).try_into().expect("chunks_exact_mut yields eight bytes");
         word.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ wide).to_ne_bytes());
     }
     for (byte, key_byte) in words.into_remainder().iter_mut().zip(key.iter().cycle()) {

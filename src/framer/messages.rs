@@ -110,11 +110,7 @@ enum Progress {
 impl Framer {
     /// Takes messages of at most `message_size_max` bytes, reassembled.
     pub fn new(message_size_max: u32) -> Framer {
-        Framer {
-            partial: None,
-            message_size_max,
-            finished: false,
-        }
+        Framer { partial: None, message_size_max, finished: false }
     }
 
     /// The next event of `input`, or `None` when all of it is consumed: to be called until then.
@@ -126,9 +122,7 @@ impl Framer {
             return Ok(None);
         }
         let arrived = self.advance(input);
-        let Framer {
-            partial, finished, ..
-        } = self;
+        let Framer { partial, finished, .. } = self;
         let event = match arrived {
             Ok(None) => return Ok(None),
             Ok(Some(InPlace { opcode, size })) => event(opcode, input.last_taken(size)),
@@ -145,9 +139,7 @@ impl Framer {
     /// Bytes held for what is not complete yet; 0 for an idle framer.
     pub fn held_size(&self) -> usize {
         let partial = self.partial.as_ref();
-        partial.map_or(0, |partial| {
-            size_of::<Partial>() + partial.message.capacity()
-        })
+        partial.map_or(0, |partial| size_of::<Partial>() + partial.message.capacity())
     }
 
     /// Frees what the event before lent out, and the whole partial when nothing else is in it.
@@ -168,13 +160,12 @@ impl Framer {
     /// Consumes input until a frame that makes an event is whole, or the input ends.
     fn advance(&mut self, input: &mut Input) -> Result<Option<Arrived>, Violation> {
         loop {
-            match &mut self.partial {
-                Some(partial) => match partial.gather(input)? {
+            if let Some(partial) = &mut self.partial {
+                match partial.gather(input)? {
                     Progress::InputEnded => return Ok(None),
                     Progress::Finished(opcode) => return Ok(Some(Gathered(opcode))),
                     Progress::BetweenFrames => {}
-                },
-                None => {}
+                }
             }
             let Some(header) = self.next_header(input)? else {
                 return Ok(None);
@@ -211,10 +202,7 @@ impl Framer {
     }
 
     fn check_against_message(&self, header: &Header) -> Result<(), Violation> {
-        let open = self
-            .partial
-            .as_ref()
-            .filter(|partial| partial.message_opcode.is_some());
+        let open = self.partial.as_ref().filter(|partial| partial.message_opcode.is_some());
         match (header.opcode, open.is_some()) {
             (opcode, _) if opcode.is_control() => return Ok(()),
             (Opcode::Continuation, false) => return Err(Violation::NothingToContinue),
@@ -345,7 +333,8 @@ fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
     if !is_close_code(code) {
         return Err(Violation::CloseCode(code));
     }
-    let (code, reason) = (Some(code), text(reason)?);
+    let reason = text(reason).map_err(|_| Violation::CloseReason)?;
+    let code = Some(code);
     Ok(Event::Close { code, reason })
 }
 

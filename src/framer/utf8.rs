@@ -73,9 +73,7 @@ mod tests {
 
     fn first_bad_bytewise(bytes: &[u8]) -> Option<usize> {
         let mut validator = Validator::default();
-        bytes
-            .iter()
-            .position(|byte| validator.push(std::slice::from_ref(byte)).is_err())
+        bytes.iter().position(|byte| validator.push(std::slice::from_ref(byte)).is_err())
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! The binary link between processes: byte layout, messages, sessions, and the host that drives
 //! sessions over a ring.
 
+pub mod frame;
+pub mod greeting;
+pub mod host;
 pub mod message;
 pub mod record;
+pub mod session;
 pub mod wire;
 
 use bytes::Bytes;
@@ -45,11 +49,7 @@ pub enum LinkEvent {
         durable_seen: u64,
     },
     /// The peer's entry `number`.
-    Entry {
-        peer: PeerId,
-        number: u64,
-        entry: Bytes,
-    },
+    Entry { peer: PeerId, number: u64, entry: Bytes },
     /// The session is over (the lease ran out, or the peer is there with a new incarnation).
     Ended { peer: PeerId },
 }
@@ -61,4 +61,28 @@ pub fn fingerprint(user: &str, id: &str) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+/// Records what a process's logic says, for tests.
+#[cfg(test)]
+#[derive(Default)]
+pub struct Recorder {
+    /// Entries in the order they were submitted, with the peer.
+    pub said: Vec<(PeerId, Bytes)>,
+    pub answered: Vec<(PeerId, u64)>,
+    counts: std::collections::BTreeMap<PeerId, u64>,
+}
+
+#[cfg(test)]
+impl Outlet for Recorder {
+    fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull> {
+        self.said.push((peer, entry.into()));
+        let count = self.counts.entry(peer).or_default();
+        *count += 1;
+        Ok(*count)
+    }
+
+    fn answered(&mut self, peer: PeerId, number: u64) {
+        self.answered.push((peer, number));
+    }
 }

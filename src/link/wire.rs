@@ -42,11 +42,7 @@ pub trait Wire: Sized {
     fn from_bytes(bytes: Bytes) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let value = Self::read(&mut reader)?;
-        if reader.is_empty() {
-            Ok(value)
-        } else {
-            Err(Malformed::Trailing)
-        }
+        if reader.is_empty() { Ok(value) } else { Err(Malformed::Trailing) }
     }
 }
 
@@ -115,9 +111,7 @@ impl Wire for Rc<str> {
     fn read(input: &mut Reader) -> Result<Self, Malformed> {
         let size = u16::read(input)?;
         let bytes = input.take(usize::from(size))?;
-        std::str::from_utf8(&bytes)
-            .map(Rc::from)
-            .map_err(|_| Malformed::Utf8)
+        std::str::from_utf8(&bytes).map(Rc::from).map_err(|_| Malformed::Utf8)
     }
 }
 
@@ -157,11 +151,7 @@ impl<T: Wire> Wire for Option<T> {
         }
     }
     fn read(input: &mut Reader) -> Result<Self, Malformed> {
-        if bool::read(input)? {
-            T::read(input).map(Some)
-        } else {
-            Ok(None)
-        }
+        if bool::read(input)? { T::read(input).map(Some) } else { Ok(None) }
     }
 }
 
@@ -253,11 +243,7 @@ mod tests {
 
     fn sample() -> Choice {
         let places = vec![(7, None), (9, Some(-3))];
-        let sample = Sample {
-            name: "alice".into(),
-            body: Bytes::from_static(b"\0\xff"),
-            places,
-        };
+        let sample = Sample { name: "alice".into(), body: Bytes::from_static(b"\0\xff"), places };
         Choice::Thing { sample, flag: true }
     }
 
@@ -272,10 +258,7 @@ mod tests {
     fn every_prefix_is_refused() {
         let bytes = Bytes::from(sample().to_bytes());
         for size in 0..bytes.len() {
-            assert!(
-                Choice::from_bytes(bytes.slice(..size)).is_err(),
-                "prefix of {size} bytes"
-            );
+            assert!(Choice::from_bytes(bytes.slice(..size)).is_err(), "prefix of {size} bytes");
         }
         let mut longer = bytes.to_vec();
         longer.push(0);
@@ -286,9 +269,6 @@ mod tests {
     fn a_lying_count_allocates_nothing() {
         let bytes = Bytes::from(u32::MAX.to_bytes());
         assert_eq!(Vec::<u64>::from_bytes(bytes), Err(Malformed::Count));
-        assert_eq!(
-            Choice::from_bytes(Bytes::from_static(&[3])),
-            Err(Malformed::Tag(3))
-        );
+        assert_eq!(Choice::from_bytes(Bytes::from_static(&[3])), Err(Malformed::Tag(3)));
     }
 }

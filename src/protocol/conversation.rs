@@ -43,11 +43,8 @@ pub fn is_id(id: &str) -> bool {
 
 /// The name of the direct conversation between two users, in whichever order they are given.
 pub fn direct(one: &str, other: &str) -> ConversationName {
-    let (first, second) = if one.as_bytes() <= other.as_bytes() {
-        (one, other)
-    } else {
-        (other, one)
-    };
+    let (first, second) =
+        if one.as_bytes() <= other.as_bytes() { (one, other) } else { (other, one) };
     let mut name = String::with_capacity(DIRECT_PREFIX.len() + first.len() + 1 + second.len());
     name.push_str(DIRECT_PREFIX);
     encode(first, &mut name);
@@ -59,11 +56,7 @@ pub fn direct(one: &str, other: &str) -> ConversationName {
 /// Reads a name; refuses every spelling but the one of [`direct`].
 pub fn parse(name: &str) -> Result<Conversation, InvalidName> {
     let Some(pair) = name.strip_prefix(DIRECT_PREFIX) else {
-        return if is_id(name) {
-            Ok(Conversation::Named)
-        } else {
-            Err(InvalidName)
-        };
+        return if is_id(name) { Ok(Conversation::Named) } else { Err(InvalidName) };
     };
     let (first, second) = pair.split_once(':').ok_or(InvalidName)?;
     let (first, second) = (decode(first)?, decode(second)?);
@@ -127,10 +120,7 @@ mod tests {
         assert_eq!(&*direct("\u{e4}", "z"), "dm:z:\u{e4}");
         // By the raw ids, not by their encoded form: `:` (3A) is above `/` (2F), `%3A` would not be.
         assert_eq!(&*direct("a:", "a/"), "dm:a/:a%3A");
-        assert_eq!(
-            parse("dm:a/:a%3A").map(|name| name.direct_member("a:")),
-            Ok(Some(true))
-        );
+        assert_eq!(parse("dm:a/:a%3A").map(|name| name.direct_member("a:")), Ok(Some(true)));
     }
 
     #[test]
@@ -163,15 +153,7 @@ mod tests {
             assert_eq!(direct_members(name), None);
         }
         assert_eq!(parse(&format!("dm:a:{long}")), Err(InvalidName));
-        for name in [
-            "team",
-            "DM:a:b",
-            "dm",
-            "a:b",
-            "100%",
-            "\u{1f600}",
-            &"x".repeat(64),
-        ] {
+        for name in ["team", "DM:a:b", "dm", "a:b", "100%", "\u{1f600}", &"x".repeat(64)] {
             assert_eq!(parse(name), Ok(Conversation::Named), "{name:?}");
         }
     }

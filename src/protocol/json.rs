@@ -31,18 +31,11 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejected> {
     let reference = match integer(fields.reference) {
         Ok(reference) => reference,
         Err(Wrong) => {
-            return Err(rejected(
-                None,
-                send_id(&fields),
-                bad("ref is not an integer"),
-            ));
+            return Err(rejected(None, send_id(&fields), bad("ref is not an integer")));
         }
     };
     match operation(&fields) {
-        Ok(operation) => Ok(Request {
-            reference,
-            operation,
-        }),
+        Ok(operation) => Ok(Request { reference, operation }),
         Err(fault) => Err(rejected(reference, send_id(&fields), fault)),
     }
 }
@@ -50,95 +43,45 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejected> {
 /// Appends one text frame's payload to `out`.
 pub fn encode(event: &Event, out: &mut Vec<u8>) {
     match *event {
-        Event::Welcome {
-            user,
-            device,
-            session,
-            heartbeat_ms,
-            ticket,
-            server,
-        } => {
+        Event::Welcome { user, device, session, heartbeat_ms, ticket, server } => {
             let mut frame = Frame::begin(out, "welcome");
-            frame
-                .text("user", user)
-                .text("device", device)
-                .text("session", session);
-            frame
-                .integer("heartbeat_ms", heartbeat_ms)
-                .text("ticket", ticket);
+            frame.text("user", user).text("device", device).text("session", session);
+            frame.integer("heartbeat_ms", heartbeat_ms).text("ticket", ticket);
             frame.text("server", server).end();
         }
-        Event::Sent {
-            reference,
-            convo,
-            id,
-            seq,
-            mid,
-            ts,
-            dup,
-        } => {
+        Event::Sent { reference, convo, id, seq, mid, ts, dup } => {
             let mut frame = Frame::begin(out, "sent");
-            frame
-                .reference(reference)
-                .text("convo", convo)
-                .text("id", id);
-            frame
-                .integer("seq", seq)
-                .decimal("mid", mid)
-                .integer("ts", ts);
+            frame.reference(reference).text("convo", convo).text("id", id);
+            frame.integer("seq", seq).decimal("mid", mid).integer("ts", ts);
             frame.raw("dup", format_args!("{dup}")).end();
         }
         Event::Message(message) => encode_message(message, out),
-        Event::Receipt {
-            convo,
-            seq,
-            watermark,
-            by,
-        } => {
+        Event::Receipt { convo, seq, watermark, by } => {
             let mut frame = Frame::begin(out, "receipt");
             frame.text("convo", convo).integer("seq", seq);
-            frame
-                .text("kind", watermark_text(watermark))
-                .text("by", by)
-                .end();
+            frame.text("kind", watermark_text(watermark)).text("by", by).end();
         }
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
             frame.reference(reference).heads(heads).end();
         }
         Event::Pong { reference, ts } => {
-            Frame::begin(out, "pong")
-                .reference(reference)
-                .integer("ts", ts)
-                .end();
+            Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
         }
-        Event::Goaway {
-            goodbye,
-            reconnect_ms,
-        } => {
+        Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, "goaway");
             frame.text("reason", goodbye.reason());
             frame.optional("reconnect_ms", reconnect_ms).end();
         }
         Event::Behind => Frame::begin(out, "behind").end(),
-        Event::Error {
-            reference,
-            id,
-            code,
-            message,
-            limit,
-            retry_ms,
-        } => {
+        Event::Error { reference, id, code, message, limit, retry_ms } => {
             let mut frame = Frame::begin(out, "error");
             frame.reference(reference);
             if let Some(id) = id {
                 frame.text("id", id);
             }
             frame.text("code", code.text()).text("message", message);
-            frame
-                .optional("limit", limit)
-                .optional("retry_ms", retry_ms)
-                .end();
+            frame.optional("limit", limit).optional("retry_ms", retry_ms).end();
         }
     }
 }
@@ -254,26 +197,12 @@ struct Fault {
 const BAD_JSON: Fault = bad("the frame is not a JSON object");
 
 const fn bad(message: &'static str) -> Fault {
-    Fault {
-        code: ErrorCode::BadRequest,
-        message,
-        limit: None,
-    }
+    Fault { code: ErrorCode::BadRequest, message, limit: None }
 }
 
 fn rejected(reference: Option<i64>, id: Option<Id>, fault: Fault) -> Rejected {
-    let Fault {
-        code,
-        message,
-        limit,
-    } = fault;
-    Rejected {
-        reference,
-        id,
-        code,
-        message,
-        limit,
-    }
+    let Fault { code, message, limit } = fault;
+    Rejected { reference, id, code, message, limit }
 }
 
 /// The id of a frame that says it is a `send`, for its `error`.
@@ -303,9 +232,7 @@ fn operation(fields: &Fields) -> Result<Operation, Fault> {
 
 fn send(fields: &Fields) -> Result<Operation, Fault> {
     let target = match (fields.convo, fields.to) {
-        (Some(_), None) => Target::Conversation {
-            name: convo(fields)?,
-        },
+        (Some(_), None) => Target::Conversation { name: convo(fields)? },
         (None, Some(_)) => {
             let user = id(fields.to).ok_or(bad("to is not an id of 1 to 64 bytes"))?;
             Target::User { user }
@@ -327,21 +254,14 @@ fn send(fields: &Fields) -> Result<Operation, Fault> {
 fn body(fields: &Fields) -> Result<Body, Fault> {
     match (fields.body, fields.body64) {
         (body @ Some(_), None) => match text(body) {
-            Ok(Some(text)) => Ok(Body::Text {
-                text: Bytes::copy_from_slice(text.as_bytes()),
-            }),
+            Ok(Some(text)) => Ok(Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) }),
             _ => Err(bad("body is not text")),
         },
         (None, body64 @ Some(_)) => {
-            let encoded = text(body64)
-                .ok()
-                .flatten()
-                .ok_or(bad("body64 is not text"))?;
+            let encoded = text(body64).ok().flatten().ok_or(bad("body64 is not text"))?;
             let decoded = STANDARD.decode(&*encoded);
             let bytes = decoded.map_err(|_| bad("body64 is not standard base64 with padding"))?;
-            Ok(Body::Binary {
-                bytes: bytes.into(),
-            })
+            Ok(Body::Binary { bytes: bytes.into() })
         }
         _ => Err(bad("exactly one of body and body64 is wanted")),
     }
@@ -356,11 +276,7 @@ fn acknowledge(fields: &Fields) -> Result<Operation, Fault> {
         Some("read") => Watermark::Read,
         _ => return Err(bad("kind is neither delivered nor read")),
     };
-    Ok(Operation::Acknowledge {
-        convo,
-        seq,
-        watermark,
-    })
+    Ok(Operation::Acknowledge { convo, seq, watermark })
 }
 
 fn sync(fields: &Fields) -> Result<Operation, Fault> {
@@ -376,9 +292,7 @@ fn sync(fields: &Fields) -> Result<Operation, Fault> {
         let seq = unsigned(Some(seq)).ok_or(bad("convos has a seq that is not an integer"))?;
         convos.push((name.into(), seq));
     }
-    Ok(Operation::Sync {
-        convos: Some(convos),
-    })
+    Ok(Operation::Sync { convos: Some(convos) })
 }
 
 /// The entries of an object that are not null; of a name that comes twice, the last.
@@ -425,10 +339,7 @@ fn text(field: Option<&RawValue>) -> Result<Option<Cow<'_, str>>, Wrong> {
     let Some(raw) = field.map(RawValue::get) else {
         return Ok(None);
     };
-    let inner = raw
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .ok_or(Wrong)?;
+    let inner = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or(Wrong)?;
     // The splitting saw no control character in it, so without escapes it stands for itself.
     if !inner.contains('\\') {
         return Ok(Some(inner.into()));
@@ -462,14 +373,8 @@ fn watermark_text(watermark: Watermark) -> &'static str {
 
 fn encode_message(message: &Message, out: &mut Vec<u8>) {
     let mut frame = Frame::begin(out, "msg");
-    frame
-        .text("convo", &message.convo)
-        .integer("seq", message.seq)
-        .decimal("mid", message.mid);
-    frame
-        .text("from", &message.from)
-        .text("id", &message.id)
-        .integer("ts", message.ts);
+    frame.text("convo", &message.convo).integer("seq", message.seq).decimal("mid", message.mid);
+    frame.text("from", &message.from).text("id", &message.id).integer("ts", message.ts);
     match &message.body {
         Body::Text { text } => {
             // The edge that took it had checked it; a foreign byte becomes a replacement mark.

@@ -64,19 +64,18 @@ impl Token {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        let kinds = [
-            Accept,
-            Receive,
-            Send,
-            LinkAccept,
-            LinkConnect,
-            LinkReceive,
-            LinkSend,
-            Wake,
-            Internal,
-        ];
-        kinds.into_iter().find(|kind| *kind as u8 == byte)
+        Some(match byte {
+            1 => Kind::Accept,
+            2 => Kind::Receive,
+            3 => Kind::Send,
+            4 => Kind::LinkAccept,
+            5 => Kind::LinkConnect,
+            6 => Kind::LinkReceive,
+            7 => Kind::LinkSend,
+            8 => Kind::Wake,
+            9 => Kind::Internal,
+            _ => return None,
+        })
     }
 }
 
@@ -85,13 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_kind_survives_its_byte() {
+        let known = (0..=u8::MAX).filter_map(Kind::from_byte);
+        assert!(known.clone().all(|kind| Kind::from_byte(kind as u8) == Some(kind)));
+        assert_eq!(known.count(), Kind::Internal as usize);
+    }
+
+    #[test]
     fn a_token_gives_back_its_parts() {
         let token = Token::new(Kind::LinkSend, Token::SLOT_MAX, u32::MAX);
         let back = Token::from_raw(token.to_raw()).expect("made from a known kind");
-        assert_eq!(
-            (back.kind(), back.slot()),
-            (Kind::LinkSend, Token::SLOT_MAX)
-        );
+        assert_eq!((back.kind(), back.slot()), (Kind::LinkSend, Token::SLOT_MAX));
         assert_eq!(back.generation(), u32::MAX);
         assert_eq!(Token::from_raw(0), None);
     }

@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The sequencer: order, dedup, membership, fan-out, sessions, receipts; in memory, rebuilt from the
+//! store. It never touches a client socket, and never answers `sent` before the store said durable.
+
+pub mod appender;
+mod conversation;
+pub mod core;
+mod fanout;
+mod inbox;
+mod metrics;
+pub mod options;
+mod order;
+pub mod process;
+mod requests;
+mod sessions;
+mod stream;
+mod user;
+
+pub use process::run;

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! System calls that have no safe wrapper, each behind a safe one; and memory with an alignment.
+
+#![expect(unsafe_code, reason = "system calls and raw memory; each block says why it is sound")]
+
+mod buffer;
+mod event;
+mod process;
+mod signal;
+mod start;
+
+pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
+pub use event::Waker;
+pub(crate) use event::drain_event;
+pub use process::{
+    die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
+};
+pub use signal::terminate;
+pub use start::{StopFlag, patiently, random_u64, stop_flag};
+
+/// Open flag: past the page cache. For files that are written in whole aligned blocks.
+pub const OPEN_DIRECT: i32 = libc::O_DIRECT;
+/// Open flag: a write returns when its data is durable.
+pub const OPEN_DATA_SYNC: i32 = libc::O_DSYNC;

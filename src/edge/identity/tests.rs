@@ -25,9 +25,7 @@ fn admit(query: &str, fields: &str) -> Result<Admitted, u16> {
     let fields = format!("Host: 127.0.0.1:8080\r\n{fields}");
     let head = head(query, &fields);
     let (request, _) = Request::parse(&head).expect("valid").expect("complete");
-    door()
-        .admit(&request, 5_000)
-        .map_err(|refusal| refusal.status)
+    door().admit(&request, 5_000).map_err(|refusal| refusal.status)
 }
 
 fn identity(query: &str) -> Result<(String, String), u16> {
@@ -42,18 +40,12 @@ fn pair(user: &str, device: &str) -> Result<(String, String), u16> {
 fn a_client_is_who_it_says() {
     assert_eq!(identity("?user=alice&device=phone"), pair("alice", "phone"));
     assert_eq!(identity("?user=alice"), pair("alice", "default"));
-    assert_eq!(
-        identity("?token=x.y.z&user=alice&color=%20"),
-        pair("alice", "default")
-    );
+    assert_eq!(identity("?token=x.y.z&user=alice&color=%20"), pair("alice", "default"));
     assert_eq!(identity("?user=a+b%2B%3A%25"), pair("a+b+:%", "default"));
     assert_eq!(identity("?user=%e4%B8%ad"), pair("\u{4e2d}", "default"));
     assert_eq!(identity("?%75ser=alice"), pair("alice", "default"));
     let longest = "x".repeat(64);
-    assert_eq!(
-        identity(&format!("?user={longest}&device={longest}")),
-        pair(&longest, &longest)
-    );
+    assert_eq!(identity(&format!("?user={longest}&device={longest}")), pair(&longest, &longest));
 }
 
 #[test]
@@ -88,14 +80,8 @@ fn who_says_it_badly_is_refused() {
 #[test]
 fn a_ticket_alone_suffices() {
     let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
-    assert_eq!(
-        identity(&format!("?ticket={ticket}")),
-        pair("alice", "phone")
-    );
-    assert_eq!(
-        identity(&format!("?user=alice&ticket={ticket}")),
-        pair("alice", "phone")
-    );
+    assert_eq!(identity(&format!("?ticket={ticket}")), pair("alice", "phone"));
+    assert_eq!(identity(&format!("?user=alice&ticket={ticket}")), pair("alice", "phone"));
     let foreign = Tickets::new(b"other").issue("alice", "phone", 4_000);
     let refused = [
         format!("?ticket={foreign}"),
@@ -130,17 +116,9 @@ fn the_first_known_subprotocol_is_chosen() {
     };
     assert_eq!(chosen(""), Ok(None));
     assert_eq!(chosen("aldis.v1.json"), Ok(Some("aldis.v1.json")));
-    assert_eq!(
-        chosen("chat, aldis.v1.json, bearer.abc"),
-        Ok(Some("aldis.v1.json"))
-    );
+    assert_eq!(chosen("chat, aldis.v1.json, bearer.abc"), Ok(Some("aldis.v1.json")));
     assert_eq!(chosen("bearer.abc"), Ok(None));
-    for unknown in [
-        "chat",
-        "ALDIS.V1.JSON",
-        "bearer.abc, chat",
-        "aldis.v1.json2",
-    ] {
+    for unknown in ["chat", "ALDIS.V1.JSON", "bearer.abc, chat", "aldis.v1.json2"] {
         assert_eq!(chosen(unknown), Err(400), "{unknown}");
     }
 }
@@ -148,11 +126,7 @@ fn the_first_known_subprotocol_is_chosen() {
 #[test]
 fn only_pages_of_this_host_connect() {
     let with_origin = |origin: &str| admit("?user=a", &format!("Origin: {origin}\r\n")).map(|_| ());
-    for origin in [
-        "http://127.0.0.1:8080",
-        "https://127.0.0.1:8080",
-        "https://APP.example.org",
-    ] {
+    for origin in ["http://127.0.0.1:8080", "https://127.0.0.1:8080", "https://APP.example.org"] {
         assert_eq!(with_origin(origin), Ok(()), "{origin}");
     }
     let others = [
@@ -178,9 +152,7 @@ fn only_known_hosts_are_served() {
     let checked = |fields: &str| {
         let head = head("", fields);
         let (request, _) = Request::parse(&head).expect("valid").expect("complete");
-        door()
-            .check_host(&request)
-            .map_err(|refusal| refusal.status)
+        door().check_host(&request).map_err(|refusal| refusal.status)
     };
     let served = [
         "127.0.0.1",
@@ -227,10 +199,7 @@ fn only_known_hosts_are_served() {
 fn what_is_no_upgrade_is_told_so() {
     let head = b"GET /v1/connect?user=a HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let (request, _) = Request::parse(head).expect("valid").expect("complete");
-    assert_eq!(
-        door().admit(&request, 0).map_err(|refusal| refusal.status),
-        Err(426)
-    );
+    assert_eq!(door().admit(&request, 0).map_err(|refusal| refusal.status), Err(426));
 }
 
 proptest! {

@@ -23,12 +23,7 @@ impl Router {
                     router.sent(request, &message, around);
                 });
             }
-            ToEdge::Refused {
-                to,
-                code,
-                message,
-                retry_ms,
-            } => {
+            ToEdge::Refused { to, code, message, retry_ms } => {
                 let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
                 let retry_ms = retry_ms.or((code == Code::Unavailable).then_some(RETRY_MS));
                 self.answer(to, around, |router, request, around| {
@@ -38,27 +33,12 @@ impl Router {
             }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
-            ToEdge::Backlog {
-                target,
-                messages,
-                wants_room,
-            } => {
+            ToEdge::Backlog { target, messages, wants_room } => {
                 self.backlog(&target, &messages, wants_room, around);
             }
             ToEdge::Synced { target, to, heads } => self.synced(&target, to, &heads, around),
-            ToEdge::Receipt {
-                target,
-                convo,
-                seq,
-                watermark,
-                by,
-            } => {
-                let event = Event::Receipt {
-                    convo: &convo,
-                    seq,
-                    watermark,
-                    by: &by,
-                };
+            ToEdge::Receipt { target, convo, seq, watermark, by } => {
+                let event = Event::Receipt { convo: &convo, seq, watermark, by: &by };
                 self.push(&target, &event, around);
             }
             ToEdge::Replaced { target } => {
@@ -100,10 +80,7 @@ impl Router {
             self.pong(id, reference, around);
         }
         let draining = self.is_draining();
-        if self
-            .connection(id)
-            .is_some_and(|it| draining && it.is_settled())
-        {
+        if self.connection(id).is_some_and(|it| draining && it.is_settled()) {
             self.close_drained(id, around);
         }
     }
@@ -121,62 +98,34 @@ impl Router {
         }
         let id = match &request.message {
             ToSequencer::Open { .. } => {
-                self.cut(
-                    asker,
-                    Goodbye::Overload,
-                    retry_ms.or(Some(RETRY_MS)),
-                    around,
-                );
+                self.cut(asker, Goodbye::Overload, retry_ms.or(Some(RETRY_MS)), around);
                 return;
             }
             ToSequencer::Send { id, .. } => Some(&**id),
             _ => None,
         };
         let reference = request.reference;
-        let error = Event::Error {
-            reference,
-            id,
-            code,
-            message,
-            limit: None,
-            retry_ms,
-        };
+        let error = Event::Error { reference, id, code, message, limit: None, retry_ms };
         self.say(asker, &error, around);
     }
 
     fn session_opened(&mut self, to: u64, session: SessionNumber, around: &mut Surroundings) {
         self.answer(to, around, |router, request, around| {
-            let ToSequencer::Open {
-                address,
-                user,
-                device,
-            } = &request.message
-            else {
+            let ToSequencer::Open { address, user, device } = &request.message else {
                 router.counters.unknown_answers += 1;
                 return;
             };
             let (address, user, device) = (*address, user.clone(), device.clone());
             let id = request.asker;
             let Some(connection) = router.connection(id) else {
-                let close = ToSequencer::Close {
-                    address,
-                    session,
-                    user,
-                    device,
-                };
+                let close = ToSequencer::Close { address, session, user, device };
                 router.requests.tell(close, around.outlet);
                 return;
             };
             let manual = connection.manual;
             let phase = std::mem::replace(&mut connection.phase, Phase::Open(session));
             router.welcome(id, session, around);
-            let confirm = ToSequencer::Confirm {
-                address,
-                session,
-                user,
-                device,
-                manual,
-            };
+            let confirm = ToSequencer::Confirm { address, session, user, device, manual };
             router.requests.tell(confirm, around.outlet);
             if let Phase::Opening(parked) = phase {
                 for frame in parked.frames {
@@ -192,10 +141,7 @@ impl Router {
         };
         let (user, device) = (user.clone(), device.clone());
         self.counters.welcomed += 1;
-        let ticket = self
-            .options
-            .tickets
-            .issue(&user, &device, around.now.unix_ms);
+        let ticket = self.options.tickets.issue(&user, &device, around.now.unix_ms);
         let server = self.options.server.clone();
         let welcome = Event::Welcome {
             user: &user,
@@ -213,15 +159,7 @@ impl Router {
             self.counters.unknown_answers += 1;
             return;
         };
-        let ToEdge::Sent {
-            convo,
-            seq,
-            mid,
-            ts,
-            dup,
-            ..
-        } = answer
-        else {
+        let ToEdge::Sent { convo, seq, mid, ts, dup, .. } = answer else {
             return;
         };
         self.counters.sent += 1;
@@ -229,15 +167,7 @@ impl Router {
             return;
         }
         let (reference, seq, mid, ts, dup) = (request.reference, *seq, *mid, *ts, *dup);
-        let event = Event::Sent {
-            reference,
-            convo,
-            id,
-            seq,
-            mid,
-            ts,
-            dup,
-        };
+        let event = Event::Sent { reference, convo, id, seq, mid, ts, dup };
         self.say(request.asker, &event, around);
     }
 }

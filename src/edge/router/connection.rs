@@ -136,9 +136,9 @@ pub(super) fn cost(operation: &Operation) -> usize {
     OVERHEAD_SIZE
         + match operation {
             Operation::Send { body, .. } => body.bytes().len(),
-            Operation::Sync {
-                convos: Some(convos),
-            } => convos.iter().map(|(name, _)| name.len() + 32).sum(),
+            Operation::Sync { convos: Some(convos) } => {
+                convos.iter().map(|(name, _)| name.len() + 32).sum()
+            }
             _ => 0,
         }
 }
@@ -176,11 +176,7 @@ impl Barrier {
             return true;
         }
         let unanswered = std::mem::take(&mut self.tail);
-        self.pings.push_back(Ping {
-            turn,
-            reference,
-            unanswered,
-        });
+        self.pings.push_back(Ping { turn, reference, unanswered });
         false
     }
 

@@ -16,10 +16,7 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request {
-                reference,
-                operation: Operation::Later(_),
-            }) => {
+            Ok(Request { reference, operation: Operation::Later(_) }) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -47,10 +44,7 @@ impl Router {
             self.answer_rejected(id, &rejected, around);
             return;
         }
-        let Request {
-            reference,
-            operation,
-        } = request;
+        let Request { reference, operation } = request;
         if operation == Operation::Ping {
             if connection.barrier.ping(turn_last, reference) {
                 self.pong(id, reference, around);
@@ -64,14 +58,7 @@ impl Router {
         connection.outstanding_count += 1;
         connection.outstanding_size += size;
         let asked_at_ms = around.now.monotonic_ms();
-        let request = Unanswered {
-            asker: id,
-            reference,
-            message,
-            size,
-            asked_at_ms,
-            entry: None,
-        };
+        let request = Unanswered { asker: id, reference, message, size, asked_at_ms, entry: None };
         self.requests.ask(request, around.outlet);
     }
 
@@ -81,14 +68,7 @@ impl Router {
         reference: Option<i64>,
         around: &mut Surroundings,
     ) {
-        self.say(
-            id,
-            &Event::Pong {
-                reference,
-                ts: around.now.unix_ms,
-            },
-            around,
-        );
+        self.say(id, &Event::Pong { reference, ts: around.now.unix_ms }, around);
     }
 
     fn reject(&mut self, id: ConnectionId, rejected: &Rejected, around: &mut Surroundings) {
@@ -102,13 +82,7 @@ impl Router {
         rejected: &Rejected,
         around: &mut Surroundings,
     ) {
-        let Rejected {
-            reference,
-            id: send_id,
-            code,
-            message,
-            limit,
-        } = rejected;
+        let Rejected { reference, id: send_id, code, message, limit } = rejected;
         let event = Event::Error {
             reference: *reference,
             id: send_id.as_deref(),
@@ -145,33 +119,15 @@ fn request_of(
     let session = connection.session()?;
     let (user, device) = (connection.user.clone(), connection.device.clone());
     match operation {
-        Operation::Send { target, id, body } => Some(ToSequencer::Send {
-            address,
-            user,
-            device,
-            target,
-            id,
-            body,
-        }),
-        Operation::Acknowledge {
-            convo,
-            seq,
-            watermark,
-        } => Some(ToSequencer::Acknowledge {
-            address,
-            user,
-            device,
-            convo,
-            seq,
-            watermark,
-        }),
-        Operation::Sync { convos } => Some(ToSequencer::Sync {
-            address,
-            session,
-            user,
-            device,
-            convos,
-        }),
+        Operation::Send { target, id, body } => {
+            Some(ToSequencer::Send { address, user, device, target, id, body })
+        }
+        Operation::Acknowledge { convo, seq, watermark } => {
+            Some(ToSequencer::Acknowledge { address, user, device, convo, seq, watermark })
+        }
+        Operation::Sync { convos } => {
+            Some(ToSequencer::Sync { address, session, user, device, convos })
+        }
         Operation::Ping | Operation::Later(_) => None,
     }
 }

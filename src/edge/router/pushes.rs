@@ -67,18 +67,12 @@ impl Router {
         around: &mut Surroundings,
     ) {
         if to == 0 {
-            let event = Event::Synced {
-                reference: None,
-                heads,
-            };
+            let event = Event::Synced { reference: None, heads };
             self.push(target, &event, around);
             return;
         }
         self.answer(to, around, |router, request, around| {
-            let event = Event::Synced {
-                reference: request.reference,
-                heads,
-            };
+            let event = Event::Synced { reference: request.reference, heads };
             router.push(target, &event, around);
         });
     }
@@ -93,14 +87,10 @@ impl Router {
     /// The connection that a push is for, if it still stands in the same session. A push of a newer
     /// catching-up ends the state of being behind in an older one.
     pub(super) fn addressee(&mut self, target: &PushTarget) -> Option<ConnectionId> {
-        let id = ConnectionId {
-            slot: target.address.slot,
-            generation: target.address.generation,
-        };
+        let id = ConnectionId { slot: target.address.slot, generation: target.address.generation };
         let same_life = target.address.incarnation == self.options.incarnation;
-        let found = self
-            .connection(id)
-            .filter(|it| same_life && it.session() == Some(target.session));
+        let found =
+            self.connection(id).filter(|it| same_life && it.session() == Some(target.session));
         let Some(connection) = found else {
             self.counters.stale_pushes += 1;
             return None;
@@ -118,13 +108,7 @@ impl Router {
             return;
         };
         let (user, device) = (connection.user.clone(), connection.device.clone());
-        let room = ToSequencer::Room {
-            address,
-            session,
-            user,
-            device,
-            stream,
-        };
+        let room = ToSequencer::Room { address, session, user, device, stream };
         self.requests.tell(room, around.outlet);
     }
 

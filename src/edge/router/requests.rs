@@ -69,12 +69,7 @@ impl Requests {
         self.turn_last += 1;
         self.size += request.size;
         self.unanswered.insert(self.turn_last, request);
-        self.enqueue(
-            Waiting::Request {
-                turn: self.turn_last,
-            },
-            outlet,
-        );
+        self.enqueue(Waiting::Request { turn: self.turn_last }, outlet);
     }
 
     /// Tells the sequencer something that has no answer. Without a session it is void: whatever a
@@ -104,8 +99,7 @@ impl Requests {
             self.waiting.push_back(Waiting::Notice { message });
         }
         let turns = self.unanswered.keys();
-        self.waiting
-            .extend(turns.map(|turn| Waiting::Request { turn: *turn }));
+        self.waiting.extend(turns.map(|turn| Waiting::Request { turn: *turn }));
         self.flush(outlet);
     }
 
@@ -141,9 +135,7 @@ impl Requests {
         });
         let turns: Vec<u64> = expired.map(|(turn, _)| *turn).collect();
         let taken = turns.into_iter().map(|turn| (turn, self.remove(turn)));
-        taken
-            .filter_map(|(turn, request)| Some((turn, request?)))
-            .collect()
+        taken.filter_map(|(turn, request)| Some((turn, request?))).collect()
     }
 
     fn enqueue(&mut self, waiting: Waiting, outlet: &mut dyn Outlet) {

@@ -94,10 +94,7 @@ struct Stage {
 }
 
 fn id(slot: u32) -> ConnectionId {
-    ConnectionId {
-        slot,
-        generation: 1,
-    }
+    ConnectionId { slot, generation: 1 }
 }
 
 fn session(counter: u64) -> SessionNumber {
@@ -117,9 +114,7 @@ fn message(seq: u64) -> Message {
         from: "bob".into(),
         device: "d".into(),
         id: "m".into(),
-        body: Body::Text {
-            text: Bytes::from_static(b"hello"),
-        },
+        body: Body::Text { text: Bytes::from_static(b"hello") },
     }
 }
 
@@ -138,10 +133,7 @@ impl Stage {
             router: Router::new(options),
             script: Script::default(),
             audience: Audience::default(),
-            now: Now {
-                monotonic_us: 1_000_000,
-                unix_ms: 5_000,
-            },
+            now: Now { monotonic_us: 1_000_000, unix_ms: 5_000 },
             entry_last: 0,
             session_last: 0,
         }
@@ -167,11 +159,8 @@ impl Stage {
     }
 
     fn run<T>(&mut self, act: impl FnOnce(&mut Router, &mut Surroundings) -> T) -> T {
-        let mut around = Surroundings {
-            now: self.now,
-            clients: &mut self.audience,
-            outlet: &mut self.script,
-        };
+        let mut around =
+            Surroundings { now: self.now, clients: &mut self.audience, outlet: &mut self.script };
         act(&mut self.router, &mut around)
     }
 
@@ -186,19 +175,11 @@ impl Stage {
         let to = self.number_of(
             |message| matches!(message, ToSequencer::Open { address, .. } if address.slot == slot),
         );
-        self.entry(ToEdge::Opened {
-            to,
-            session: session(slot.into()),
-        });
+        self.entry(ToEdge::Opened { to, session: session(slot.into()) });
     }
 
     fn number_of(&self, matches: impl Fn(&ToSequencer) -> bool) -> u64 {
-        let found = self
-            .script
-            .submitted
-            .iter()
-            .rev()
-            .find(|(_, message)| matches(message));
+        let found = self.script.submitted.iter().rev().find(|(_, message)| matches(message));
         found.expect("submitted").0
     }
 
@@ -216,17 +197,9 @@ impl Stage {
         self.entry_last += 1;
         let number = self.entry_last;
         let entry = message.to_bytes().into();
-        let event = LinkEvent::Entry {
-            peer: SEQUENCER,
-            number,
-            entry,
-        };
+        let event = LinkEvent::Entry { peer: SEQUENCER, number, entry };
         self.run(|router, around| router.link_event(event, around));
-        assert_eq!(
-            self.script.answered.last(),
-            Some(&number),
-            "every entry is answered"
-        );
+        assert_eq!(self.script.answered.last(), Some(&number), "every entry is answered");
     }
 
     fn began(&mut self) {
@@ -235,12 +208,7 @@ impl Stage {
         self.session_last += 1;
         let incarnation = self.session_last;
         let name = "sequencer".into();
-        let event = LinkEvent::Began {
-            peer: SEQUENCER,
-            name,
-            incarnation,
-            durable_seen: 0,
-        };
+        let event = LinkEvent::Began { peer: SEQUENCER, name, incarnation, durable_seen: 0 };
         self.run(|router, around| router.link_event(event, around));
     }
 
@@ -255,23 +223,11 @@ impl Stage {
 
     fn sent(&mut self, to: u64, seq: u64) {
         let convo = "dm:alice:bob".into();
-        self.entry(ToEdge::Sent {
-            to,
-            convo,
-            seq,
-            mid: seq + 1_000,
-            ts: 9,
-            dup: false,
-        });
+        self.entry(ToEdge::Sent { to, convo, seq, mid: seq + 1_000, ts: 9, dup: false });
     }
 
     fn refuse(&mut self, to: u64, code: Code, retry_ms: u32) {
-        self.entry(ToEdge::Refused {
-            to,
-            code,
-            message: "no".into(),
-            retry_ms,
-        });
+        self.entry(ToEdge::Refused { to, code, message: "no".into(), retry_ms });
     }
 
     /// The frames of a client since the last call.
@@ -282,10 +238,7 @@ impl Stage {
     /// `t` and `ref` of the frames of a client since the last call.
     fn heard_briefly(&mut self, slot: u32) -> Vec<(String, Option<i64>)> {
         let brief = |frame: Value| {
-            (
-                frame["t"].as_str().expect("t is text").to_owned(),
-                frame["ref"].as_i64(),
-            )
+            (frame["t"].as_str().expect("t is text").to_owned(), frame["ref"].as_i64())
         };
         self.heard(slot).into_iter().map(brief).collect()
     }
@@ -298,24 +251,12 @@ impl Stage {
 
     /// The same, and the next call hears it again.
     fn submitted_kept(&self) -> Vec<String> {
-        self.script
-            .submitted
-            .iter()
-            .map(|(_, message)| word(message))
-            .collect()
+        self.script.submitted.iter().map(|(_, message)| word(message)).collect()
     }
 
     fn target(&self, slot: u32, stream: u64) -> PushTarget {
-        let address = Address {
-            incarnation: INCARNATION,
-            slot,
-            generation: 1,
-        };
-        PushTarget {
-            address,
-            session: session(slot.into()),
-            stream,
-        }
+        let address = Address { incarnation: INCARNATION, slot, generation: 1 };
+        PushTarget { address, session: session(slot.into()), stream }
     }
 }
 
@@ -325,9 +266,7 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Confirm { address, .. } => format!("confirm {}", address.slot),
         ToSequencer::Retell { address, .. } => format!("retell {}", address.slot),
         ToSequencer::Retold => "retold".into(),
-        ToSequencer::Close {
-            address, session, ..
-        } => {
+        ToSequencer::Close { address, session, .. } => {
             format!("close {} {}", address.slot, session.counter)
         }
         ToSequencer::Send { id, .. } => format!("send {id}"),
@@ -339,8 +278,5 @@ fn word(message: &ToSequencer) -> String {
 }
 
 fn brief(frames: &[(&str, Option<i64>)]) -> Vec<(String, Option<i64>)> {
-    frames
-        .iter()
-        .map(|(kind, reference)| ((*kind).to_owned(), *reference))
-        .collect()
+    frames.iter().map(|(kind, reference)| ((*kind).to_owned(), *reference)).collect()
 }

@@ -20,22 +20,12 @@ impl Control for Record {
 
 fn site(control: Option<Box<dyn Control>>) -> Site {
     let tickets = Tickets::new(b"secret");
-    let door = Door {
-        hosts: Vec::new(),
-        origins: Vec::new(),
-        tickets,
-    };
-    Site {
-        door,
-        has_kill_buttons: true,
-        control,
-    }
+    let door = Door { hosts: Vec::new(), origins: Vec::new(), tickets };
+    Site { door, has_kill_buttons: true, control }
 }
 
 fn answer_of(site: &mut Site, head: &str, draining: bool) -> Answer {
-    let (request, _) = Request::parse(head.as_bytes())
-        .expect("valid")
-        .expect("complete");
+    let (request, _) = Request::parse(head.as_bytes()).expect("valid").expect("complete");
     site.answer(&request, draining, 5_000)
 }
 
@@ -64,19 +54,13 @@ fn the_page_is_served_with_its_types() {
         let response = respond(&mut site(None), &format!("GET {path}"), "");
         assert_eq!(status(&response), 200, "{path}");
         let (head, body) = response.split_once("\r\n\r\n").expect("an empty line");
-        assert!(
-            head.contains(&format!("Content-Type: {content_type}\r\n")),
-            "{head}"
-        );
+        assert!(head.contains(&format!("Content-Type: {content_type}\r\n")), "{head}");
         assert!(head.contains("Cache-Control: no-store\r\n"));
         assert!(head.contains("Content-Security-Policy: default-src 'none';"));
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
         let head_only = respond(&mut site(None), &format!("HEAD {path}"), "");
         assert_eq!(head_only, format!("{head}\r\n\r\n"));
-        assert_eq!(
-            status(&respond(&mut site(None), &format!("POST {path}"), "")),
-            405
-        );
+        assert_eq!(status(&respond(&mut site(None), &format!("POST {path}"), "")), 405);
     }
 }
 
@@ -85,24 +69,15 @@ fn the_page_keeps_to_its_own_policy() {
     let page = Page::get("index.html").expect("embedded");
     let page = std::str::from_utf8(&page.data).expect("text");
     assert!(page.contains("<script src=\"/app.js\""));
-    for forbidden in [
-        "<script>", "<style", "style=\"", "onclick", "http://", "https://",
-    ] {
+    for forbidden in ["<script>", "<style", "style=\"", "onclick", "http://", "https://"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
 }
 
 #[test]
 fn everything_else_is_not_found() {
-    for path in [
-        "/v1",
-        "/v1/connect/",
-        "/app.js/",
-        "/../Cargo.toml",
-        "//app.js",
-        "/dev/kill",
-        "*",
-    ] {
+    for path in ["/v1", "/v1/connect/", "/app.js/", "/../Cargo.toml", "//app.js", "/dev/kill", "*"]
+    {
         let response = respond(&mut site(None), &format!("GET {path}"), "");
         assert_eq!(status(&response), 404, "{path}");
         assert!(response.contains("Content-Type: application/json\r\n"));
@@ -143,11 +118,7 @@ fn a_client_connects_unless_the_edge_is_draining() {
 fn refusals_of_a_connect_are_json() {
     let mut site = site(None);
     let fields = "Origin: http://evil.example.org\r\n";
-    let response = respond(
-        &mut site,
-        "GET /v1/connect?user=a",
-        &format!("{UPGRADE}{fields}"),
-    );
+    let response = respond(&mut site, "GET /v1/connect?user=a", &format!("{UPGRADE}{fields}"));
     assert_eq!(status(&response), 403);
     assert!(response.contains("{\"code\":\"forbidden\""));
     let response = respond(&mut site, "GET /v1/connect", UPGRADE);
@@ -164,11 +135,9 @@ const OURS: &str = "Origin: http://localhost:8080\r\nX-Aldis-Dev: 1\r\n";
 fn the_page_kills_and_no_other() {
     let record = Record::default();
     let mut site = site(Some(Box::new(record.clone())));
-    for (name, child) in [
-        ("store", Child::Store),
-        ("sequencer", Child::Sequencer),
-        ("edge", Child::Edge),
-    ] {
+    for (name, child) in
+        [("store", Child::Store), ("sequencer", Child::Sequencer), ("edge", Child::Edge)]
+    {
         let response = respond(&mut site, &format!("POST /dev/kill/{name}"), OURS);
         assert_eq!(status(&response), 202);
         assert!(response.ends_with(&format!("{{\"killed\":\"{name}\"}}")));
@@ -177,38 +146,19 @@ fn the_page_kills_and_no_other() {
     let refused = [
         ("POST /dev/kill/edge", "", 403),
         ("POST /dev/kill/edge", "X-Aldis-Dev: 1\r\n", 403),
-        (
-            "POST /dev/kill/edge",
-            "Origin: http://localhost:8080\r\n",
-            403,
-        ),
-        (
-            "POST /dev/kill/edge",
-            "Origin: http://localhost:80\r\nX-Aldis-Dev: 1\r\n",
-            403,
-        ),
-        (
-            "POST /dev/kill/edge",
-            "Origin: null\r\nX-Aldis-Dev: 1\r\n",
-            403,
-        ),
+        ("POST /dev/kill/edge", "Origin: http://localhost:8080\r\n", 403),
+        ("POST /dev/kill/edge", "Origin: http://localhost:80\r\nX-Aldis-Dev: 1\r\n", 403),
+        ("POST /dev/kill/edge", "Origin: null\r\nX-Aldis-Dev: 1\r\n", 403),
         ("POST /dev/kill/up", OURS, 404),
         ("POST /dev/kill/", OURS, 404),
         ("GET /dev/kill/edge", OURS, 405),
     ];
     for (line, fields, wanted) in refused {
-        assert_eq!(
-            status(&respond(&mut site, line, fields)),
-            wanted,
-            "{line} {fields}"
-        );
+        assert_eq!(status(&respond(&mut site, line, fields)), wanted, "{line} {fields}");
     }
     assert!(record.killed.borrow().is_empty());
     site.has_kill_buttons = false;
-    assert_eq!(
-        status(&respond(&mut site, "POST /dev/kill/edge", OURS)),
-        404
-    );
+    assert_eq!(status(&respond(&mut site, "POST /dev/kill/edge", OURS)), 404);
 }
 
 #[test]

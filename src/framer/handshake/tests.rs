@@ -12,10 +12,7 @@ const GOOD: &str = "GET /chat?x=1&y=2 HTTP/1.1\r\n\
     Sec-WebSocket-Version: 13\r\n\r\n";
 
 fn parse(text: &str) -> Request<'_> {
-    Request::parse(text.as_bytes())
-        .expect("well-formed")
-        .expect("whole")
-        .0
+    Request::parse(text.as_bytes()).expect("well-formed").expect("whole").0
 }
 
 /// The status that `GOOD` gets once `from` in it is `to`.
@@ -33,17 +30,11 @@ fn status_with(from: &str, to: &str) -> u16 {
 
 #[test]
 fn the_example_of_the_rfc() {
-    assert_eq!(
-        accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="),
-        "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-    );
+    assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     let request = parse(GOOD);
     assert_eq!((request.path, request.query), ("/chat", Some("x=1&y=2")));
     let upgrade = request.upgrade().expect("good");
-    assert_eq!(
-        upgrade.subprotocols,
-        ["chat", "superchat", "bearer.a-b_c.d"]
-    );
+    assert_eq!(upgrade.subprotocols, ["chat", "superchat", "bearer.a-b_c.d"]);
     let mut out = Vec::new();
     upgrade.write_response(Some("chat"), &mut out);
     assert_eq!(
@@ -80,11 +71,7 @@ fn each_condition_is_enforced() {
         ("Version: 13", "Version: 8", 426),
         ("Version: 13", "Version: 013", 426),
         ("Sec-WebSocket-Version: 13\r\n", "", 426),
-        (
-            "Version: 13\r\n",
-            "Version: 13\r\nSec-WebSocket-Version: 13\r\n",
-            400,
-        ),
+        ("Version: 13\r\n", "Version: 13\r\nSec-WebSocket-Version: 13\r\n", 400),
         ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ", 400),
         ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", 400),
         ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWVl", 400),
@@ -109,30 +96,18 @@ fn what_is_too_large_is_refused() {
     assert_eq!(refusal.status, 431);
     let fields = "a: b\r\n".repeat(REQUEST_HEADER_COUNT_MAX + 1);
     let many = format!("GET / HTTP/1.1\r\n{fields}\r\n");
-    assert_eq!(
-        Request::parse(many.as_bytes())
-            .expect_err("too many")
-            .status,
-        431
-    );
+    assert_eq!(Request::parse(many.as_bytes()).expect_err("too many").status, 431);
     assert!(Request::parse(&[0x16, 3, 1, 2, 0]).is_err(), "a TLS hello");
 }
 
 #[test]
 fn bodies_are_measured_by_their_length_alone() {
     let post = |fields: &str| format!("POST /kill HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-    let size = |fields: &str| {
-        parse(&post(fields))
-            .body_size()
-            .map_err(|refusal| refusal.status)
-    };
+    let size = |fields: &str| parse(&post(fields)).body_size().map_err(|refusal| refusal.status);
     assert_eq!(size(""), Ok(0));
     assert_eq!(size("Content-Length: 12\r\n"), Ok(12));
     assert_eq!(size("Content-Length: 12\r\nContent-Length: 12\r\n"), Ok(12));
-    assert_eq!(
-        size("Content-Length: 12\r\nContent-Length: 13\r\n"),
-        Err(400)
-    );
+    assert_eq!(size("Content-Length: 12\r\nContent-Length: 13\r\n"), Err(400));
     assert_eq!(size("Content-Length: +1\r\n"), Err(400));
     assert_eq!(size("Content-Length: \r\n"), Err(400));
     assert_eq!(size("Transfer-Encoding: chunked\r\n"), Err(400));
@@ -140,9 +115,7 @@ fn bodies_are_measured_by_their_length_alone() {
 
 #[test]
 fn a_refusal_says_what_to_do() {
-    let refusal = parse("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .upgrade()
-        .expect_err("plain");
+    let refusal = parse("GET / HTTP/1.1\r\nHost: a\r\n\r\n").upgrade().expect_err("plain");
     let text = String::from_utf8(refusal.response()).expect("ASCII");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 426 Upgrade Required\r\n"));
@@ -155,8 +128,5 @@ fn a_refusal_says_what_to_do() {
     ] {
         assert!(head.lines().any(|line| line == field), "{field} in {head}");
     }
-    assert_eq!(
-        body,
-        r#"{"code":"upgrade_required","message":"this address speaks WebSocket"}"#
-    );
+    assert_eq!(body, r#"{"code":"upgrade_required","message":"this address speaks WebSocket"}"#);
 }

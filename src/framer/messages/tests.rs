@@ -123,11 +123,7 @@ fn every_split_in_two_equals_the_whole() {
     assert_eq!(whole, run_naive(&stream));
     assert_eq!(whole.len(), 7);
     for cut in 0..=stream.len() {
-        assert_eq!(
-            run(&[&stream[..cut], &stream[cut..]]),
-            whole,
-            "cut at {cut}"
-        );
+        assert_eq!(run(&[&stream[..cut], &stream[cut..]]), whole, "cut at {cut}");
     }
     let bytewise: Vec<&[u8]> = stream.chunks(1).collect();
     assert_eq!(run(&bytewise), whole);
@@ -203,18 +199,10 @@ fn good_stream() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(piece, 1..4).prop_map(|pieces| fragments(2, &pieces)),
         text.prop_map(|(text, controls)| fragments(1, &cut_text(&text, controls))),
     ];
-    let close = prop::option::of(prop::sample::select(vec![
-        &b""[..],
-        b"\x03\xe8",
-        b"\x0f\xa0why",
-    ]));
+    let close = prop::option::of(prop::sample::select(vec![&b""[..], b"\x03\xe8", b"\x0f\xa0why"]));
     (prop::collection::vec(message, 0..6), close).prop_map(|(messages, close)| {
         let mut stream = messages.concat();
-        stream.extend(
-            close
-                .map(|payload| frame(0x88, payload))
-                .unwrap_or_default(),
-        );
+        stream.extend(close.map(|payload| frame(0x88, payload)).unwrap_or_default());
         stream
     })
 }

@@ -7,9 +7,7 @@ use super::*;
 use crate::protocol::operation::Goodbye;
 
 fn decoded(frame: &str) -> Operation {
-    decode(frame.as_bytes())
-        .unwrap_or_else(|rejected| panic!("{frame}: {rejected:?}"))
-        .operation
+    decode(frame.as_bytes()).unwrap_or_else(|rejected| panic!("{frame}: {rejected:?}")).operation
 }
 
 fn refused(frame: &str) -> Rejected {
@@ -28,23 +26,15 @@ fn within(name: &str) -> Target {
 }
 
 fn text_body(text: &str) -> Body {
-    Body::Text {
-        text: Bytes::copy_from_slice(text.as_bytes()),
-    }
+    Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) }
 }
 
 fn binary_body(bytes: &[u8]) -> Body {
-    Body::Binary {
-        bytes: Bytes::copy_from_slice(bytes),
-    }
+    Body::Binary { bytes: Bytes::copy_from_slice(bytes) }
 }
 
 fn send(target: Target, id: &str, body: Body) -> Operation {
-    Operation::Send {
-        target,
-        id: id.into(),
-        body,
-    }
+    Operation::Send { target, id: id.into(), body }
 }
 
 fn good_frames() -> Vec<(&'static str, Operation)> {
@@ -79,27 +69,14 @@ fn good_frames() -> Vec<(&'static str, Operation)> {
             acknowledge("dm:a:b", 0, Watermark::Delivered),
         ),
         (r#"{"t":"sync"}"#, Operation::Sync { convos: None }),
-        (
-            r#"{"t":"sync","convos":null}"#,
-            Operation::Sync { convos: None },
-        ),
-        (
-            r#"{"t":"sync","convos":{}}"#,
-            Operation::Sync {
-                convos: Some(Vec::new()),
-            },
-        ),
+        (r#"{"t":"sync","convos":null}"#, Operation::Sync { convos: None }),
+        (r#"{"t":"sync","convos":{}}"#, Operation::Sync { convos: Some(Vec::new()) }),
         (
             r#"{"t":"sync","convos":{"team":3,"dm:a:b":0,"gone":null}}"#,
-            Operation::Sync {
-                convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]),
-            },
+            Operation::Sync { convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]) },
         ),
         (r#"{"t":"ping","ref":-9007199254740991}"#, Operation::Ping),
-        (
-            r#"{"t":"history","convo":"x"}"#,
-            Operation::Later("history"),
-        ),
+        (r#"{"t":"history","convo":"x"}"#, Operation::Later("history")),
     ]
 }
 
@@ -116,11 +93,7 @@ fn every_prefix_of_a_good_frame_is_refused() {
         let frame = frame.trim_end();
         for size in 0..frame.len() {
             let rejected = decode(&frame.as_bytes()[..size]).expect_err("a prefix");
-            assert_eq!(
-                rejected.code,
-                ErrorCode::BadRequest,
-                "{size} bytes of {frame}"
-            );
+            assert_eq!(rejected.code, ErrorCode::BadRequest, "{size} bytes of {frame}");
         }
     }
 }
@@ -191,10 +164,7 @@ fn wrong_frames_are_bad_requests() {
     for frame in frames {
         assert_eq!(refused(&frame).code, ErrorCode::BadRequest, "{frame}");
     }
-    assert_eq!(
-        decode(b"{\"t\":\"\xff\"}").map_err(|r| r.code),
-        Err(ErrorCode::BadRequest)
-    );
+    assert_eq!(decode(b"{\"t\":\"\xff\"}").map_err(|r| r.code), Err(ErrorCode::BadRequest));
 }
 
 #[test]
@@ -231,17 +201,12 @@ fn a_refused_send_carries_its_reference_and_id() {
         assert_eq!(rejected.reference, Some(5), "{rest}");
         assert_eq!(rejected.id.as_deref(), Some("c9"), "{rest}");
     }
-    let rejected = refused(&format!(
-        r#"{{"t":"send","ref":5,"id":"{long}","to":"b","body":""}}"#
-    ));
+    let rejected = refused(&format!(r#"{{"t":"send","ref":5,"id":"{long}","to":"b","body":""}}"#));
     assert_eq!(rejected.id.as_deref(), Some(&*long));
     let rejected = refused(r#"{"t":"send","ref":5,"id":9,"to":"b","body":""}"#);
     assert_eq!((rejected.reference, rejected.id), (Some(5), None));
     let rejected = refused(r#"{"t":"send","ref":"5","id":"c9","to":"b","body":""}"#);
-    assert_eq!(
-        (rejected.reference, rejected.id.as_deref()),
-        (None, Some("c9"))
-    );
+    assert_eq!((rejected.reference, rejected.id.as_deref()), (None, Some("c9")));
     // Only a send has an id to carry.
     assert_eq!(refused(r#"{"t":"ack","id":"c9"}"#).id, None);
 }
@@ -252,26 +217,17 @@ fn a_body_is_bounded_as_decoded() {
         format!(r#"{{"t":"send","ref":1,"id":"c","to":"b","{field}":"{body}"}}"#)
     };
     let at_most = "x".repeat(BODY_SIZE_MAX);
-    assert_eq!(
-        decoded(&frame("body", &at_most)),
-        send(to("b"), "c", text_body(&at_most))
-    );
+    assert_eq!(decoded(&frame("body", &at_most)), send(to("b"), "c", text_body(&at_most)));
     let encoded = STANDARD.encode(&at_most);
     assert_eq!(
         decoded(&frame("body64", &encoded)),
         send(to("b"), "c", binary_body(at_most.as_bytes()))
     );
     let over = "x".repeat(BODY_SIZE_MAX + 1);
-    for frame in [
-        frame("body", &over),
-        frame("body64", &STANDARD.encode(&over)),
-    ] {
+    for frame in [frame("body", &over), frame("body64", &STANDARD.encode(&over))] {
         let rejected = refused(&frame);
         assert_eq!(rejected.code, ErrorCode::TooLarge);
-        assert_eq!(
-            (rejected.reference, rejected.limit),
-            (Some(1), Some(65_536))
-        );
+        assert_eq!((rejected.reference, rejected.limit), (Some(1), Some(65_536)));
         assert_eq!(rejected.id.as_deref(), Some("c"));
     }
     // 65,534 bytes escaped as more count as what they stand for.
@@ -286,53 +242,28 @@ fn a_body_is_bounded_as_decoded() {
 fn unknown_operations_and_fields() {
     for name in ["nonsense", "", "PING", "send "] {
         let rejected = refused(&format!(r#"{{"t":"{name}","ref":3}}"#));
-        assert_eq!(
-            (rejected.code, rejected.reference),
-            (ErrorCode::UnknownOperation, Some(3))
-        );
+        assert_eq!((rejected.code, rejected.reference), (ErrorCode::UnknownOperation, Some(3)));
     }
     for later in LATER {
-        assert_eq!(
-            decoded(&format!(r#"{{"t":"{later}"}}"#)),
-            Operation::Later(later)
-        );
+        assert_eq!(decoded(&format!(r#"{{"t":"{later}"}}"#)), Operation::Later(later));
     }
     let deep = format!("{}{}", "[".repeat(50_000), "]".repeat(50_000));
     for extra in [r#""\ud800""#, "1e999", r#"{"t":[{}]}"#, &deep] {
-        assert_eq!(
-            decoded(&format!(r#"{{"x":{extra},"t":"ping","\udfff":1}}"#)),
-            Operation::Ping
-        );
+        assert_eq!(decoded(&format!(r#"{{"x":{extra},"t":"ping","\udfff":1}}"#)), Operation::Ping);
     }
-    let rejected = refused(&format!(
-        r#"{{"t":"send","ref":1,"id":"c","to":"b","body":{deep}}}"#
-    ));
+    let rejected = refused(&format!(r#"{{"t":"send","ref":1,"id":"c","to":"b","body":{deep}}}"#));
     assert_eq!(rejected.code, ErrorCode::BadRequest);
-    assert_eq!(
-        refused(&"{\"a\":".repeat(50_000)).code,
-        ErrorCode::BadRequest
-    );
-    assert_eq!(
-        refused(&format!(r#"{{"t":"sync","convos":{deep}}}"#)).code,
-        ErrorCode::BadRequest
-    );
+    assert_eq!(refused(&"{\"a\":".repeat(50_000)).code, ErrorCode::BadRequest);
+    assert_eq!(refused(&format!(r#"{{"t":"sync","convos":{deep}}}"#)).code, ErrorCode::BadRequest);
 }
 
 #[test]
 fn of_a_name_that_comes_twice_the_last_counts() {
     let request = decode(br#"{"t":"send","ref":1,"t":"ping","ref":2}"#).expect("valid");
-    assert_eq!(
-        request,
-        Request {
-            reference: Some(2),
-            operation: Operation::Ping
-        }
-    );
+    assert_eq!(request, Request { reference: Some(2), operation: Operation::Ping });
     assert_eq!(
         decoded(r#"{"t":"sync","convos":{"a":1,"a":2,"b":1,"b":null}}"#),
-        Operation::Sync {
-            convos: Some(vec![("a".into(), 2)])
-        }
+        Operation::Sync { convos: Some(vec![("a".into(), 2)]) }
     );
 }
 
@@ -372,27 +303,15 @@ fn answers_have_the_fields_of_the_page() {
                "ts":5,"dup":true})
     );
     assert_eq!(
-        encoded(Event::Synced {
-            reference: None,
-            heads: &[]
-        }),
+        encoded(Event::Synced { reference: None, heads: &[] }),
         json!({"t":"synced","convos":{}})
     );
     let heads = [("a\"".into(), 1), ("b".into(), 2)];
     assert_eq!(
-        encoded(Event::Synced {
-            reference: Some(1),
-            heads: &heads
-        }),
+        encoded(Event::Synced { reference: Some(1), heads: &heads }),
         json!({"t":"synced","ref":1,"convos":{"a\"":1,"b":2}})
     );
-    assert_eq!(
-        encoded(Event::Pong {
-            reference: None,
-            ts: 9
-        }),
-        json!({"t":"pong","ts":9})
-    );
+    assert_eq!(encoded(Event::Pong { reference: None, ts: 9 }), json!({"t":"pong","ts":9}));
     let error = Event::Error {
         reference: Some(1),
         id: Some("c"),
@@ -428,26 +347,12 @@ fn pushes_have_the_fields_of_the_page() {
                "id":"c\\1","ts":1_700_000_000_000_u64,"body":"\u{0}\u{2028}\""})
     );
     let binary = encoded(Event::Message(&message(binary_body(&[255]))));
-    assert_eq!(
-        (&binary["body64"], &binary["body"]),
-        (&json!("/w=="), &Value::Null)
-    );
-    let receipt = Event::Receipt {
-        convo: "c",
-        seq: 2,
-        watermark: Watermark::Read,
-        by: "b",
-    };
-    assert_eq!(
-        encoded(receipt),
-        json!({"t":"receipt","convo":"c","seq":2,"kind":"read","by":"b"})
-    );
+    assert_eq!((&binary["body64"], &binary["body"]), (&json!("/w=="), &Value::Null));
+    let receipt = Event::Receipt { convo: "c", seq: 2, watermark: Watermark::Read, by: "b" };
+    assert_eq!(encoded(receipt), json!({"t":"receipt","convo":"c","seq":2,"kind":"read","by":"b"}));
     let goodbye = Goodbye::Drain;
     assert_eq!(
-        encoded(Event::Goaway {
-            goodbye,
-            reconnect_ms: Some(7)
-        }),
+        encoded(Event::Goaway { goodbye, reconnect_ms: Some(7) }),
         json!({"t":"goaway","reason":"drain","reconnect_ms":7})
     );
     assert_eq!(encoded(Event::Behind), json!({"t":"behind"}));
@@ -456,10 +361,7 @@ fn pushes_have_the_fields_of_the_page() {
 #[test]
 fn the_worst_body_stays_below_the_bound_of_a_frame() {
     let mut out = Vec::new();
-    encode_message(
-        &message(text_body(&"\u{1}".repeat(BODY_SIZE_MAX))),
-        &mut out,
-    );
+    encode_message(&message(text_body(&"\u{1}".repeat(BODY_SIZE_MAX))), &mut out);
     assert!(out.len() < crate::limits::SERVER_FRAME_SIZE_MAX);
 }
 
@@ -467,10 +369,7 @@ fn the_worst_body_stays_below_the_bound_of_a_frame() {
 fn naive(frame: &str) -> Option<(Option<i64>, String)> {
     let value: Value = serde_json::from_str(frame).ok()?;
     let object = value.as_object()?;
-    Some((
-        object.get("ref").and_then(Value::as_i64),
-        object.get("t")?.as_str()?.to_owned(),
-    ))
+    Some((object.get("ref").and_then(Value::as_i64), object.get("t")?.as_str()?.to_owned()))
 }
 
 proptest! {

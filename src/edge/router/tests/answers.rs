@@ -32,14 +32,8 @@ fn answers_in_another_order_find_their_requests() {
 #[test]
 fn an_acknowledgement_is_answered_only_when_refused() {
     let mut stage = Stage::with_clients(&[0]);
-    stage.say(
-        0,
-        r#"{"t":"ack","ref":1,"convo":"team","seq":4,"kind":"read"}"#,
-    );
-    stage.say(
-        0,
-        r#"{"t":"ack","ref":2,"convo":"team","seq":900,"kind":"read"}"#,
-    );
+    stage.say(0, r#"{"t":"ack","ref":1,"convo":"team","seq":4,"kind":"read"}"#);
+    stage.say(0, r#"{"t":"ack","ref":2,"convo":"team","seq":900,"kind":"read"}"#);
     let first = stage.number_of(|message| word(message) == "ack 4");
     let second = stage.number_of(|message| word(message) == "ack 900");
     stage.entry(ToEdge::Done { to: first });
@@ -54,28 +48,11 @@ fn a_sync_is_answered_behind_its_messages() {
     let to = stage.number_of(|message| word(message) == "sync");
     let target = stage.target(0, 2);
     let messages = vec![message(1), message(2)];
-    stage.entry(ToEdge::Backlog {
-        target,
-        messages,
-        wants_room: false,
-    });
-    stage.entry(ToEdge::Synced {
-        target,
-        to,
-        heads: vec![("dm:alice:bob".into(), 2)],
-    });
-    stage.entry(ToEdge::Synced {
-        target,
-        to: 0,
-        heads: Vec::new(),
-    });
+    stage.entry(ToEdge::Backlog { target, messages, wants_room: false });
+    stage.entry(ToEdge::Synced { target, to, heads: vec![("dm:alice:bob".into(), 2)] });
+    stage.entry(ToEdge::Synced { target, to: 0, heads: Vec::new() });
     let heard = stage.heard_briefly(0);
-    let wanted = [
-        ("msg", None),
-        ("msg", None),
-        ("synced", Some(3)),
-        ("synced", None),
-    ];
+    let wanted = [("msg", None), ("msg", None), ("synced", Some(3)), ("synced", None)];
     assert_eq!(heard, brief(&wanted));
 }
 
@@ -93,21 +70,11 @@ fn a_ping_waits_for_earlier_operations_and_blocks_none() {
     let [a, b] = ["a", "b"].map(|id| stage.number_of_send(id));
     let acknowledgement = stage.number_of(|message| word(message) == "ack 4");
     assert!(stage.heard(0).is_empty());
-    assert_eq!(
-        stage.heard_briefly(1),
-        brief(&[("pong", Some(6))]),
-        "another client's waits not"
-    );
+    assert_eq!(stage.heard_briefly(1), brief(&[("pong", Some(6))]), "another client's waits not");
     assert_eq!(stage.submitted().len(), 3, "the later send left as well");
     stage.sent(b, 2);
-    assert_eq!(
-        stage.heard_briefly(0),
-        brief(&[("sent", Some(4))]),
-        "not before earlier ones"
-    );
-    stage.entry(ToEdge::Done {
-        to: acknowledgement,
-    });
+    assert_eq!(stage.heard_briefly(0), brief(&[("sent", Some(4))]), "not before earlier ones");
+    stage.entry(ToEdge::Done { to: acknowledgement });
     assert!(stage.heard(0).is_empty());
     stage.sent(a, 1);
     let wanted = [("sent", Some(2)), ("pong", Some(3)), ("pong", Some(5))];
@@ -121,15 +88,8 @@ fn rejected_frames_and_later_operations_are_answered_at_once() {
     stage.say(0, r#"{"t":"dance","ref":2}"#);
     stage.say(0, r#"{"t":"send","ref":3,"id":"c","to":"b"}"#);
     stage.say(0, "garbage");
-    let codes: Vec<_> = stage
-        .heard(0)
-        .into_iter()
-        .map(|frame| frame["code"].clone())
-        .collect();
-    assert_eq!(
-        codes,
-        ["unknown_op", "unknown_op", "bad_request", "bad_request"]
-    );
+    let codes: Vec<_> = stage.heard(0).into_iter().map(|frame| frame["code"].clone()).collect();
+    assert_eq!(codes, ["unknown_op", "unknown_op", "bad_request", "bad_request"]);
     assert_eq!(stage.router.counters().rejected, 4);
     assert!(stage.submitted().is_empty());
     assert!(stage.audience.closes.is_empty());
@@ -152,10 +112,7 @@ fn answers_for_a_gone_connection_reach_nobody() {
     stage.say(0, r#"{"t":"ping","ref":2}"#);
     let to = stage.number_of_send("a");
     stage.run(|router, around| router.closed(id(0), around));
-    let tenant = ConnectionId {
-        slot: 0,
-        generation: 2,
-    };
+    let tenant = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
         router.opened(tenant, "carol".into(), "d".into(), false, around);
     });
@@ -173,11 +130,7 @@ fn malformed_entries_are_counted_and_answered() {
         stage.entry_last += 1;
         let number = stage.entry_last;
         let entry = Bytes::copy_from_slice(&good[..size]);
-        let event = LinkEvent::Entry {
-            peer: SEQUENCER,
-            number,
-            entry,
-        };
+        let event = LinkEvent::Entry { peer: SEQUENCER, number, entry };
         stage.run(|router, around| router.link_event(event, around));
         assert_eq!(stage.script.answered.last(), Some(&number));
     }

@@ -15,10 +15,7 @@ fn a_full_link_makes_everything_wait_in_order() {
     stage.say(0, &send_frame(3, "c"));
     assert!(stage.submitted().is_empty(), "what waits goes first");
     stage.tick_after(10);
-    assert_eq!(
-        stage.submitted(),
-        ["send a", "send b", "close 1 1", "send c"]
-    );
+    assert_eq!(stage.submitted(), ["send a", "send b", "close 1 1", "send c"]);
 }
 
 #[test]
@@ -34,14 +31,8 @@ fn an_operation_waits_for_the_link_only_so_long() {
     let heard = stage.heard(0);
     let wanted = [(1, "in the sequencer's hands"), (2, "a")];
     for (frame, (reference, id)) in heard.iter().zip(wanted) {
-        assert_eq!(
-            (&frame["code"], &frame["ref"]),
-            (&"unavailable".into(), &reference.into())
-        );
-        assert_eq!(
-            (&frame["id"], &frame["retry_ms"]),
-            (&id.into(), &RETRY_MS.into())
-        );
+        assert_eq!((&frame["code"], &frame["ref"]), (&"unavailable".into(), &reference.into()));
+        assert_eq!((&frame["id"], &frame["retry_ms"]), (&id.into(), &RETRY_MS.into()));
     }
     assert_eq!(heard.len(), 2);
     stage.submitted();
@@ -49,10 +40,7 @@ fn an_operation_waits_for_the_link_only_so_long() {
     assert_eq!(stage.submitted_kept(), ["retell 0", "retold", "send b"]);
     let b = stage.number_of_send("b");
     stage.sent(b, 1);
-    assert_eq!(
-        stage.heard_briefly(0),
-        brief(&[("sent", Some(3)), ("pong", Some(4))])
-    );
+    assert_eq!(stage.heard_briefly(0), brief(&[("sent", Some(3)), ("pong", Some(4))]));
     assert_eq!(stage.router.counters().expired, 2);
 }
 
@@ -84,27 +72,17 @@ fn a_connection_has_only_so_many_operations_unanswered() {
         stage.say(0, &send_frame(index as i64, "a"));
     }
     assert!(stage.heard(0).is_empty());
-    for (frame, id) in [
-        (send_frame(-1, "over"), Some("over")),
-        (r#"{"t":"sync"}"#.into(), None),
-    ] {
+    for (frame, id) in [(send_frame(-1, "over"), Some("over")), (r#"{"t":"sync"}"#.into(), None)] {
         stage.say(0, &frame);
         let heard = stage.heard(0);
         assert_eq!(
             (&heard[0]["code"], &heard[0]["limit"]),
             (&"unavailable".into(), &16_384.into())
         );
-        assert_eq!(
-            (heard[0]["id"].as_str(), heard[0]["retry_ms"].as_u64()),
-            (id, Some(RETRY_MS))
-        );
+        assert_eq!((heard[0]["id"].as_str(), heard[0]["retry_ms"].as_u64()), (id, Some(RETRY_MS)));
     }
     stage.say(1, r#"{"t":"ping"}"#);
-    assert_eq!(
-        stage.heard_briefly(1),
-        brief(&[("pong", None)]),
-        "the others are not concerned"
-    );
+    assert_eq!(stage.heard_briefly(1), brief(&[("pong", None)]), "the others are not concerned");
     let to = stage.number_of_send("a");
     stage.sent(to, 1);
     stage.say(0, &send_frame(-2, "again"));
@@ -139,10 +117,7 @@ fn what_waits_for_the_welcome_is_bounded() {
     let heard = stage.heard(0);
     let codes: Vec<_> = heard.iter().map(|frame| frame["code"].as_str()).collect();
     assert_eq!(codes, [None, Some("unavailable"), Some("unavailable")]);
-    assert_eq!(
-        (&heard[1]["ref"], &heard[1]["id"]),
-        (&PARKED_COUNT_MAX.into(), &"a".into())
-    );
+    assert_eq!((&heard[1]["ref"], &heard[1]["id"]), (&PARKED_COUNT_MAX.into(), &"a".into()));
     assert_eq!(heard[2]["ref"], -1);
     assert_eq!(stage.submitted().len(), 2 + PARKED_COUNT_MAX);
 }

@@ -6,10 +6,7 @@ use super::*;
 use crate::link::message::Watermark;
 
 fn deliver(stage: &mut Stage, seq: u64, targets: Vec<PushTarget>) {
-    stage.entry(ToEdge::Deliver {
-        message: message(seq),
-        targets,
-    });
+    stage.entry(ToEdge::Deliver { message: message(seq), targets });
 }
 
 #[test]
@@ -39,16 +36,8 @@ fn a_push_for_an_earlier_life_reaches_nobody() {
     for target in &stale {
         let target = *target;
         let messages = vec![message(1)];
-        stage.entry(ToEdge::Backlog {
-            target,
-            messages,
-            wants_room: true,
-        });
-        stage.entry(ToEdge::Synced {
-            target,
-            to: 0,
-            heads: Vec::new(),
-        });
+        stage.entry(ToEdge::Backlog { target, messages, wants_room: true });
+        stage.entry(ToEdge::Synced { target, to: 0, heads: Vec::new() });
         stage.entry(ToEdge::Replaced { target });
     }
     deliver(&mut stage, 1, stale);
@@ -67,34 +56,15 @@ fn a_connection_that_is_behind_gets_no_live_pushes_until_it_caught_up() {
     deliver(&mut stage, 2, vec![slow, other]);
     stage.audience.queued.insert(id(0), 0);
     deliver(&mut stage, 3, vec![slow, other]);
-    assert_eq!(
-        stage.heard(0),
-        [json!({"t":"behind"})],
-        "said once, and nothing after it"
-    );
+    assert_eq!(stage.heard(0), [json!({"t":"behind"})], "said once, and nothing after it");
     assert_eq!(stage.heard_briefly(1).len(), 3);
-    assert_eq!(
-        stage.submitted(),
-        ["dropped 1 1", "dropped 2 1", "dropped 3 1"]
-    );
+    assert_eq!(stage.submitted(), ["dropped 1 1", "dropped 2 1", "dropped 3 1"]);
     let target = stage.target(0, 2);
     let messages = vec![message(1), message(2), message(3)];
-    stage.entry(ToEdge::Backlog {
-        target,
-        messages,
-        wants_room: false,
-    });
-    stage.entry(ToEdge::Synced {
-        target,
-        to: 0,
-        heads: vec![("dm:alice:bob".into(), 3)],
-    });
+    stage.entry(ToEdge::Backlog { target, messages, wants_room: false });
+    stage.entry(ToEdge::Synced { target, to: 0, heads: vec![("dm:alice:bob".into(), 3)] });
     deliver(&mut stage, 4, vec![target]);
-    let heard: Vec<_> = stage
-        .heard(0)
-        .into_iter()
-        .map(|frame| frame["seq"].clone())
-        .collect();
+    let heard: Vec<_> = stage.heard(0).into_iter().map(|frame| frame["seq"].clone()).collect();
     assert_eq!(heard, [json!(1), json!(2), json!(3), json!(null), json!(4)]);
     assert!(stage.submitted().is_empty());
     assert_eq!(stage.router.counters().behind, 1);
@@ -104,11 +74,7 @@ fn a_connection_that_is_behind_gets_no_live_pushes_until_it_caught_up() {
 fn a_backlog_asks_for_more_once_the_queue_has_drained() {
     let mut stage = Stage::with_clients(&[0]);
     let target = stage.target(0, 3);
-    let backlog = || ToEdge::Backlog {
-        target,
-        messages: vec![message(1)],
-        wants_room: true,
-    };
+    let backlog = || ToEdge::Backlog { target, messages: vec![message(1)], wants_room: true };
     stage.entry(backlog());
     assert_eq!(stage.submitted(), ["room 3"]);
     stage.audience.queued.insert(id(0), ROOM_SIZE + 1);
@@ -127,11 +93,7 @@ fn a_new_link_session_counts_catchings_up_anew() {
     stage.audience.queued.insert(id(0), BEHIND_SIZE + 1);
     deliver(&mut stage, 1, vec![target]);
     let messages = vec![message(1)];
-    stage.entry(ToEdge::Backlog {
-        target,
-        messages,
-        wants_room: true,
-    });
+    stage.entry(ToEdge::Backlog { target, messages, wants_room: true });
     stage.began();
     stage.submitted();
     stage.audience.queued.insert(id(0), 0);
@@ -139,10 +101,7 @@ fn a_new_link_session_counts_catchings_up_anew() {
     let target = stage.target(0, 1);
     deliver(&mut stage, 2, vec![target]);
     assert!(stage.submitted().is_empty());
-    assert_eq!(
-        stage.heard(0).last().map(|frame| frame["seq"].clone()),
-        Some(json!(2))
-    );
+    assert_eq!(stage.heard(0).last().map(|frame| frame["seq"].clone()), Some(json!(2)));
 }
 
 #[test]
@@ -150,13 +109,7 @@ fn receipts_and_replacement() {
     let mut stage = Stage::with_clients(&[0]);
     let target = stage.target(0, 1);
     let (convo, by, watermark) = ("team".into(), "bob".into(), Watermark::Delivered);
-    stage.entry(ToEdge::Receipt {
-        target,
-        convo,
-        seq: 2,
-        watermark,
-        by,
-    });
+    stage.entry(ToEdge::Receipt { target, convo, seq: 2, watermark, by });
     stage.entry(ToEdge::Replaced { target });
     assert_eq!(
         stage.heard(0),
@@ -180,16 +133,8 @@ fn a_client_that_reads_nothing_is_cut() {
     stage.audience.full = true;
     let target = stage.target(1, 1);
     let messages = vec![message(1), message(2)];
-    stage.entry(ToEdge::Backlog {
-        target,
-        messages,
-        wants_room: true,
-    });
-    assert_eq!(
-        stage.audience.closes,
-        [(id(0), 4003), (id(1), 4003)],
-        "no frame is lost silently"
-    );
+    stage.entry(ToEdge::Backlog { target, messages, wants_room: true });
+    assert_eq!(stage.audience.closes, [(id(0), 4003), (id(1), 4003)], "no frame is lost silently");
     assert_eq!(stage.submitted(), ["close 0 0", "close 1 1"]);
     assert_eq!(stage.router.counters().cut_slow, 2);
 }

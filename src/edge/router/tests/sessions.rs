@@ -10,18 +10,10 @@ fn a_client_is_welcomed_once_it_has_a_session() {
     assert!(stage.heard(5).is_empty());
     stage.welcome(5);
     let heard = stage.heard(5);
-    let [welcome] = &heard[..] else {
-        panic!("{heard:?}")
-    };
+    let [welcome] = &heard[..] else { panic!("{heard:?}") };
     assert_eq!(welcome["t"], "welcome");
-    assert_eq!(
-        (&welcome["user"], &welcome["device"]),
-        (&"alice".into(), &"phone".into())
-    );
-    assert_eq!(
-        (&welcome["session"], &welcome["server"]),
-        (&"3-5".into(), &"edge-1".into())
-    );
+    assert_eq!((&welcome["user"], &welcome["device"]), (&"alice".into(), &"phone".into()));
+    assert_eq!((&welcome["session"], &welcome["server"]), (&"3-5".into(), &"edge-1".into()));
     assert_eq!(welcome["heartbeat_ms"], 30_000);
     let ticket = welcome["ticket"].as_str().expect("text");
     let identity = Some(("alice".to_owned(), "phone".to_owned()));
@@ -42,10 +34,7 @@ fn what_comes_before_the_welcome_is_done_after_it() {
     stage.welcome(0);
     let wanted = [("welcome", None), ("pong", Some(1)), ("error", None)];
     assert_eq!(stage.heard_briefly(0), brief(&wanted));
-    assert_eq!(
-        stage.submitted(),
-        ["open 0", "confirm 0", "send a", "send b"]
-    );
+    assert_eq!(stage.submitted(), ["open 0", "confirm 0", "send a", "send b"]);
 }
 
 #[test]
@@ -67,10 +56,7 @@ fn a_refused_session_ends_the_connection() {
     let to = stage.number_of(|message| word(message) == "open 0");
     stage.refuse(to, Code::Unavailable, 300);
     let heard = stage.heard(0);
-    assert_eq!(
-        (&heard[0]["t"], &heard[0]["reason"]),
-        (&"goaway".into(), &"overload".into())
-    );
+    assert_eq!((&heard[0]["t"], &heard[0]["reason"]), (&"goaway".into(), &"overload".into()));
     assert_eq!(heard[0]["reconnect_ms"], 300);
     assert_eq!(stage.audience.closes, [(id(0), 1013)]);
 }
@@ -86,14 +72,7 @@ fn without_a_sequencer_everything_waits_in_order() {
     assert_eq!(stage.submitted_kept(), ["retold", "open 0", "open 1"]);
     stage.welcome(1);
     stage.welcome(0);
-    let wanted = [
-        "retold",
-        "open 0",
-        "open 1",
-        "confirm 1",
-        "confirm 0",
-        "send a",
-    ];
+    let wanted = ["retold", "open 0", "open 1", "confirm 1", "confirm 0", "send a"];
     assert_eq!(stage.submitted(), wanted);
 }
 
@@ -115,19 +94,15 @@ fn a_new_link_session_is_told_everything_again_in_order() {
     stage.say(1, &send_frame(3, "d"));
     assert!(stage.submitted().is_empty());
     stage.began();
-    let wanted = [
-        "retell 0", "retell 1", "retold", "open 2", "send a", "ack 4", "send c", "sync", "send d",
-    ];
+    let wanted =
+        ["retell 0", "retell 1", "retold", "open 2", "send a", "ack 4", "send c", "sync", "send d"];
     assert_eq!(stage.submitted_kept(), wanted);
     let [a, c, d] = ["a", "c", "d"].map(|id| stage.number_of_send(id));
     stage.heard(1);
     stage.sent(d, 4);
     stage.sent(a, 2);
     stage.sent(c, 3);
-    assert_eq!(
-        stage.heard_briefly(0),
-        brief(&[("sent", Some(1)), ("sent", Some(2))])
-    );
+    assert_eq!(stage.heard_briefly(0), brief(&[("sent", Some(1)), ("sent", Some(2))]));
     assert_eq!(stage.heard_briefly(1), brief(&[("sent", Some(3))]));
     stage.welcome(2);
     assert_eq!(stage.heard_briefly(2), brief(&[("welcome", None)]));
@@ -144,10 +119,7 @@ fn a_session_that_changes_without_an_end_forgets_old_numbers() {
     let new = stage.number_of_send("a");
     assert_ne!(old, new);
     stage.sent(new, 1);
-    assert_eq!(
-        stage.heard_briefly(0),
-        brief(&[("sent", Some(1)), ("pong", Some(2))])
-    );
+    assert_eq!(stage.heard_briefly(0), brief(&[("sent", Some(1)), ("pong", Some(2))]));
     assert_eq!(stage.router.counters().link_sessions, 2);
 }
 
@@ -160,10 +132,7 @@ fn a_session_that_ends_while_it_is_being_retold_is_retold_whole() {
     assert!(stage.submitted().is_empty());
     stage.script.full = false;
     stage.began();
-    assert_eq!(
-        stage.submitted(),
-        ["retell 0", "retell 1", "retold", "send a"]
-    );
+    assert_eq!(stage.submitted(), ["retell 0", "retell 1", "retold", "send a"]);
 }
 
 #[test]
@@ -190,10 +159,7 @@ fn a_drain_tells_each_client_when_to_come_back() {
         delays.push(heard[0]["reconnect_ms"].as_u64().expect("an integer"));
     }
     delays.sort_unstable();
-    assert!(
-        delays[8] < 4_000 && delays[55] > 4_000 && delays[63] < 8_000,
-        "{delays:?}"
-    );
+    assert!(delays[8] < 4_000 && delays[55] > 4_000 && delays[63] < 8_000, "{delays:?}");
     assert_eq!(stage.audience.closes.len(), 63, "one waits for its answer");
     stage.sent(to, 1);
     assert_eq!(stage.heard_briefly(7), brief(&[("sent", Some(1))]));

@@ -1,0 +1,52 @@
+//! The admin page of a process: `/healthz` and `/metrics`, on a thread of its own, never on a
+//! message's way. Knows no process; whoever runs one hands in its [`Registry`] and [`Health`].
+//!
+//! A process opens it in one line: `AdminOptions::open(&options.admin, &registry, &health)?`.
+
+mod health;
+mod registry;
+mod server;
+
+pub use health::Health;
+pub use registry::{Counter, Gauge, Registry, Summary};
+pub use server::start;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where a process serves its admin page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminOptions {
+    /// Port 0 lets the kernel choose one.
+    pub address: SocketAddr,
+    /// The bound address is written here, one line, so that others find an ephemeral port.
+    pub file: Option<PathBuf>,
+}
+
+impl AdminOptions {
+    /// Serves `registry` and `health`, writes the address file, and returns the bound address.
+    /// Errors are those of the bind or of the file, and name what was tried.
+    pub fn open(&self, registry: &Registry, health: &Health) -> io::Result<SocketAddr> {
+        let address = start(self.address, registry.clone(), health.clone())?;
+        if let Some(file) = &self.file {
+            write_address(file, address).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", file.display()))
+            })?;
+        }
+        Ok(address)
+    }
+}
+
+/// A reader sees the whole line or no file: the name appears only when the content is complete.
+/// Not synced, since the address is worthless after a crash.
+fn write_address(file: &Path, address: SocketAddr) -> io::Result<()> {
+    let mut unfinished = file.as_os_str().to_owned();
+    unfinished.push(".new");
+    fs::write(&unfinished, format!("{address}\n"))?;
+    fs::rename(&unfinished, file)
+}
+
+#[cfg(test)]
+mod tests;

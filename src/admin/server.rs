@@ -1,0 +1,54 @@
+//! The HTTP server behind the admin page: one thread with a runtime of its own.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use super::{Health, Registry};
+
+/// What Prometheus expects of the text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Serves `/healthz` and `/metrics` at `address` (port 0: any) until the process ends, and returns
+/// the bound address. Errors are those of the bind and name the address.
+pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Result<SocketAddr> {
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("admin address {address}: {error}"))
+    };
+    let listener = TcpListener::bind(address).map_err(named)?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve(listener, registry, health)) {
+            tracing::error!(%error, "the admin page has ended");
+        }
+    })?;
+    Ok(bound)
+}
+
+async fn serve(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let router = Router::new()
+        .route("/healthz", get(healthz).with_state(health))
+        .route("/metrics", get(metrics).with_state(registry));
+    axum::serve(listener, router).await
+}
+
+async fn healthz(State(health): State<Health>) -> impl IntoResponse {
+    match health.reason() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn metrics(State(registry): State<Registry>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], registry.render())
+}

@@ -1,0 +1,363 @@
+//! What each subcommand can be told, by flag, environment or file, and how that becomes options.
+//!
+//! A value that was not given anywhere is `None` until the very end, so that the layers can be
+//! laid over each other: clap puts flags over the environment, [`EdgeSettings::over`] and its like
+//! put both over the file.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::failure::Usage;
+use super::up::UpOptions;
+use crate::admin::AdminOptions;
+use crate::edge::options::{Auth, EdgeOptions, SHARD_COUNT_MAX};
+use crate::sequencer::options::SequencerOptions;
+use crate::store::options::StoreOptions;
+
+const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
+/// A secret that is shorter can be guessed.
+const SECRET_SIZE_MIN: usize = 32;
+
+/// An address and port. A name is looked up once, when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Endpoint(pub SocketAddr);
+
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct UpSettings {
+    /// The one address for browsers and clients. Default: 127.0.0.1:8080
+    #[arg(long, env = "ALDIS_UP_LISTEN", value_name = "ADDR")]
+    listen: Option<Endpoint>,
+    /// Where everything is kept; made if it is not there. Default: ./aldis-data
+    #[arg(long, env = "ALDIS_UP_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Threads of the edge. Default: one per processor
+    #[arg(long, env = "ALDIS_UP_SHARDS", value_name = "N")]
+    shards: Option<usize>,
+    /// A name under which browsers reach this, besides localhost and loopback addresses.
+    #[arg(long, env = "ALDIS_UP_HOST", value_name = "NAME", value_delimiter = ',')]
+    host: Vec<String>,
+    /// A web site that may connect, besides this one: https://chat.example.org
+    #[arg(long, env = "ALDIS_UP_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    origin: Vec<String>,
+}
+
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct EdgeSettings {
+    /// Where clients connect.
+    #[arg(long, env = "ALDIS_EDGE_LISTEN", value_name = "ADDR")]
+    listen: Option<Endpoint>,
+    /// The sequencer's link address.
+    #[arg(long, env = "ALDIS_EDGE_SEQUENCER", value_name = "ADDR")]
+    sequencer: Option<Endpoint>,
+    /// A file with the secret that all processes share: at least 32 characters.
+    #[arg(long, env = "ALDIS_EDGE_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Threads. Default: one per processor
+    #[arg(long, env = "ALDIS_EDGE_SHARDS", value_name = "N")]
+    shards: Option<usize>,
+    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    #[arg(long, env = "ALDIS_EDGE_ADMIN", value_name = "ADDR")]
+    admin: Option<Endpoint>,
+    /// A file that will hold the address of /healthz and /metrics.
+    #[arg(long, env = "ALDIS_EDGE_ADMIN_FILE", value_name = "FILE")]
+    admin_file: Option<PathBuf>,
+    /// Unlike that of any other edge. Default: edge-1
+    #[arg(long, env = "ALDIS_EDGE_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// How clients say who they are: dev (they just say it; on loopback only).
+    #[arg(long, env = "ALDIS_EDGE_AUTH", value_name = "HOW")]
+    auth: Option<String>,
+    /// A name under which browsers reach this, besides localhost and loopback addresses.
+    #[arg(long, env = "ALDIS_EDGE_HOST", value_name = "NAME", value_delimiter = ',')]
+    host: Vec<String>,
+    /// A web site that may connect, besides this one: https://chat.example.org
+    #[arg(long, env = "ALDIS_EDGE_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    origin: Vec<String>,
+    /// The control socket of `aldis up`, which passes this.
+    #[arg(long, env = "ALDIS_EDGE_CONTROL", value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Silence after which a client is pinged, in milliseconds. Default: 30000
+    #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
+    heartbeat_ms: Option<u32>,
+}
+
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct SequencerSettings {
+    /// Where edges link to.
+    #[arg(long, env = "ALDIS_SEQUENCER_LISTEN", value_name = "ADDR")]
+    listen: Option<Endpoint>,
+    /// The store's link address.
+    #[arg(long, env = "ALDIS_SEQUENCER_STORE", value_name = "ADDR")]
+    store: Option<Endpoint>,
+    /// A file with the secret that all processes share: at least 32 characters.
+    #[arg(long, env = "ALDIS_SEQUENCER_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    #[arg(long, env = "ALDIS_SEQUENCER_ADMIN", value_name = "ADDR")]
+    admin: Option<Endpoint>,
+    /// A file that will hold the address of /healthz and /metrics.
+    #[arg(long, env = "ALDIS_SEQUENCER_ADMIN_FILE", value_name = "FILE")]
+    admin_file: Option<PathBuf>,
+    /// Default: sequencer-1
+    #[arg(long, env = "ALDIS_SEQUENCER_NAME", value_name = "NAME")]
+    name: Option<String>,
+}
+
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct StoreSettings {
+    /// Where the log and its index are kept; made if it is not there.
+    #[arg(long, env = "ALDIS_STORE_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where sequencers link to.
+    #[arg(long, env = "ALDIS_STORE_LISTEN", value_name = "ADDR")]
+    listen: Option<Endpoint>,
+    /// A file with the secret that all processes share: at least 32 characters.
+    #[arg(long, env = "ALDIS_STORE_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    #[arg(long, env = "ALDIS_STORE_ADMIN", value_name = "ADDR")]
+    admin: Option<Endpoint>,
+    /// A file that will hold the address of /healthz and /metrics.
+    #[arg(long, env = "ALDIS_STORE_ADMIN_FILE", value_name = "FILE")]
+    admin_file: Option<PathBuf>,
+    /// Default: store-1
+    #[arg(long, env = "ALDIS_STORE_NAME", value_name = "NAME")]
+    name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct EchoSettings {
+    /// Where clients connect, on any path.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    pub listen: Endpoint,
+    /// Threads.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub shards: usize,
+}
+
+impl UpSettings {
+    /// Takes from `file` what is not given here.
+    pub fn over(self, file: UpSettings) -> UpSettings {
+        UpSettings {
+            listen: self.listen.or(file.listen),
+            data: self.data.or(file.data),
+            shards: self.shards.or(file.shards),
+            host: first_given(self.host, file.host),
+            origin: first_given(self.origin, file.origin),
+        }
+    }
+
+    /// `config` and `log` are handed on to the children as they are.
+    pub fn into_options(
+        self,
+        config: Option<PathBuf>,
+        log: Option<String>,
+    ) -> Result<UpOptions, Usage> {
+        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+        let listen = self.listen.map_or(loopback, |endpoint| endpoint.0);
+        check_auth(Auth::Dev, listen)?;
+        let shards = self.shards.map(check_shards).transpose()?;
+        Ok(UpOptions {
+            listen,
+            data: self.data.unwrap_or_else(|| PathBuf::from("./aldis-data")),
+            shards,
+            hosts: self.host,
+            origins: self.origin,
+            config,
+            log,
+        })
+    }
+}
+
+impl EdgeSettings {
+    /// Takes from `file` what is not given here.
+    pub fn over(self, file: EdgeSettings) -> EdgeSettings {
+        EdgeSettings {
+            listen: self.listen.or(file.listen),
+            sequencer: self.sequencer.or(file.sequencer),
+            secret_file: self.secret_file.or(file.secret_file),
+            shards: self.shards.or(file.shards),
+            admin: self.admin.or(file.admin),
+            admin_file: self.admin_file.or(file.admin_file),
+            name: self.name.or(file.name),
+            auth: self.auth.or(file.auth),
+            host: first_given(self.host, file.host),
+            origin: first_given(self.origin, file.origin),
+            control: self.control.or(file.control),
+            heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+        }
+    }
+
+    pub fn into_options(self) -> Result<EdgeOptions, Usage> {
+        let listen = needed(self.listen, "edge", "listen")?.0;
+        let auth = needed(self.auth, "edge", "auth")?;
+        let auth = Auth::from_str(&auth).map_err(|error| Usage(format!("--auth: {error}")))?;
+        check_auth(auth, listen)?;
+        let shards = match self.shards {
+            Some(shards) => check_shards(shards)?,
+            None => thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(EdgeOptions {
+            name: self.name.unwrap_or_else(|| "edge-1".to_owned()),
+            listen,
+            sequencer: needed(self.sequencer, "edge", "sequencer")?.0,
+            secret: read_secret(&needed(self.secret_file, "edge", "secret-file")?)?,
+            shards,
+            auth,
+            hosts: self.host,
+            origins: self.origin,
+            control: self.control,
+            heartbeat_ms: check_heartbeat(self.heartbeat_ms.unwrap_or(HEARTBEAT_MS_DEFAULT))?,
+            admin: admin_options(self.admin, self.admin_file),
+        })
+    }
+}
+
+impl SequencerSettings {
+    /// Takes from `file` what is not given here.
+    pub fn over(self, file: SequencerSettings) -> SequencerSettings {
+        SequencerSettings {
+            listen: self.listen.or(file.listen),
+            store: self.store.or(file.store),
+            secret_file: self.secret_file.or(file.secret_file),
+            admin: self.admin.or(file.admin),
+            admin_file: self.admin_file.or(file.admin_file),
+            name: self.name.or(file.name),
+        }
+    }
+
+    pub fn into_options(self) -> Result<SequencerOptions, Usage> {
+        Ok(SequencerOptions {
+            name: self.name.unwrap_or_else(|| "sequencer-1".to_owned()),
+            listen: needed(self.listen, "sequencer", "listen")?.0,
+            store: needed(self.store, "sequencer", "store")?.0,
+            secret: read_secret(&needed(self.secret_file, "sequencer", "secret-file")?)?,
+            admin: admin_options(self.admin, self.admin_file),
+        })
+    }
+}
+
+impl StoreSettings {
+    /// Takes from `file` what is not given here.
+    pub fn over(self, file: StoreSettings) -> StoreSettings {
+        StoreSettings {
+            data: self.data.or(file.data),
+            listen: self.listen.or(file.listen),
+            secret_file: self.secret_file.or(file.secret_file),
+            admin: self.admin.or(file.admin),
+            admin_file: self.admin_file.or(file.admin_file),
+            name: self.name.or(file.name),
+        }
+    }
+
+    pub fn into_options(self) -> Result<StoreOptions, Usage> {
+        Ok(StoreOptions {
+            name: self.name.unwrap_or_else(|| "store-1".to_owned()),
+            data: needed(self.data, "store", "data")?,
+            listen: needed(self.listen, "store", "listen")?.0,
+            secret: read_secret(&needed(self.secret_file, "store", "secret-file")?)?,
+            admin: admin_options(self.admin, self.admin_file),
+        })
+    }
+}
+
+impl EchoSettings {
+    pub fn into_parts(self) -> Result<(SocketAddr, usize), Usage> {
+        Ok((self.listen.0, check_shards(self.shards)?))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Endpoint, String> {
+        let hint = "write it as 127.0.0.1:8080, [::1]:8080 or name:8080";
+        let mut addresses = text
+            .to_socket_addrs()
+            .map_err(|error| format!("{text:?} is not an address ({error}); {hint}"))?;
+        let first = addresses.next();
+        first.map(Endpoint).ok_or_else(|| format!("{text:?} has no address; {hint}"))
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Endpoint, String> {
+        text.parse()
+    }
+}
+
+fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
+    if flags.is_empty() { file } else { flags }
+}
+
+fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
+    let variable = format!("ALDIS_{process}_{key}").replace('-', "_").to_ascii_uppercase();
+    value.ok_or_else(|| {
+        Usage(format!(
+            "--{key} is needed; give it as a flag, as {variable} in the environment, \
+             or as `{key}` in [{process}] of the configuration file"
+        ))
+    })
+}
+
+fn admin_options(address: Option<Endpoint>, file: Option<PathBuf>) -> AdminOptions {
+    let any_loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    AdminOptions { address: address.map_or(any_loopback, |endpoint| endpoint.0), file }
+}
+
+fn check_auth(auth: Auth, listen: SocketAddr) -> Result<(), Usage> {
+    match auth {
+        Auth::Dev if !listen.ip().is_loopback() => Err(Usage(format!(
+            "--auth dev lets anyone be anyone, so it is refused on {listen}, which others can \
+             reach; listen on a loopback address such as 127.0.0.1:{}",
+            listen.port()
+        ))),
+        Auth::Dev => Ok(()),
+    }
+}
+
+fn check_shards(shards: usize) -> Result<usize, Usage> {
+    if (1..=SHARD_COUNT_MAX).contains(&shards) {
+        return Ok(shards);
+    }
+    Err(Usage(format!(
+        "--shards {shards}: it must be 1 to {SHARD_COUNT_MAX}; leave it out for one per processor"
+    )))
+}
+
+fn check_heartbeat(heartbeat_ms: u32) -> Result<u32, Usage> {
+    if (100..=3_600_000).contains(&heartbeat_ms) {
+        return Ok(heartbeat_ms);
+    }
+    Err(Usage(format!(
+        "--heartbeat-ms {heartbeat_ms}: it must be 100 to 3600000; the default is 30000"
+    )))
+}
+
+fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {
+    let bytes = fs::read(path)
+        .map_err(|error| Usage(format!("cannot read the secret {}: {error}", path.display())))?;
+    let secret = bytes.trim_ascii();
+    if secret.len() < SECRET_SIZE_MIN {
+        return Err(Usage(format!(
+            "the secret in {} has {} characters; it needs at least {SECRET_SIZE_MIN}, for example \
+             those of `head -c 32 /dev/urandom | xxd -p -c 64`",
+            path.display(),
+            secret.len()
+        )));
+    }
+    Ok(secret.to_vec())
+}

@@ -1,0 +1,120 @@
+//! The layers of configuration, and the answers to mistakes in it.
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use super::file::ConfigurationFile;
+use super::*;
+
+fn edge_settings(arguments: &[&str]) -> EdgeSettings {
+    let mut line = vec!["aldis", "edge"];
+    line.extend(arguments);
+    match CommandLine::try_parse_from(line).unwrap().command {
+        Command::Edge(settings) => settings,
+        _ => unreachable!("the subcommand is edge"),
+    }
+}
+
+fn secret_file() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0123456789abcdef0123456789abcdef\n").unwrap();
+    file
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let secret = secret_file();
+    let file = format!(
+        "[edge]\nlisten = \"127.0.0.1:1\"\nsequencer = \"127.0.0.1:2\"\nauth = \"dev\"\n\
+         shards = 3\nhost = [\"a.local\"]\nsecret-file = {:?}\n",
+        secret.path()
+    );
+    let file = ConfigurationFile::parse("aldis.toml", &file).unwrap().edge;
+    let flags = edge_settings(&["--listen", "127.0.0.1:9", "--host", "b.local", "--host", "c"]);
+    let options = flags.over(file).into_options().unwrap();
+    assert_eq!(options.listen.port(), 9);
+    assert_eq!(options.sequencer.port(), 2);
+    assert_eq!(options.shards, 3);
+    assert_eq!(options.hosts, ["b.local", "c"]);
+    assert_eq!(options.secret, b"0123456789abcdef0123456789abcdef");
+    assert_eq!(options.heartbeat_ms, 30_000);
+    assert_eq!(options.name, "edge-1");
+    assert_eq!(options.admin.address.to_string(), "127.0.0.1:0");
+}
+
+#[test]
+fn every_flag_can_come_from_the_environment() {
+    use clap::CommandFactory;
+    for process in CommandLine::command().get_subcommands() {
+        let name = process.get_name().to_uppercase();
+        if ["ECHO", "HELP"].contains(&name.as_str()) {
+            continue;
+        }
+        for argument in process.get_arguments() {
+            let Some(long) = argument.get_long() else {
+                continue;
+            };
+            if ["help", "config", "log"].contains(&long) {
+                continue;
+            }
+            let expected = format!("ALDIS_{name}_{}", long.to_uppercase().replace('-', "_"));
+            let actual = argument.get_env().unwrap_or_default();
+            assert_eq!(actual.to_str(), Some(expected.as_str()));
+        }
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let text = "[edge]\nlisten = \"127.0.0.1:1\"\n\n[store]\nlisen = \"127.0.0.1:1\"\n";
+    let error = ConfigurationFile::parse("aldis.toml", text).unwrap_err();
+    assert!(error.0.starts_with("aldis.toml, line 5: unknown field `lisen`"), "{error}");
+}
+
+#[test]
+fn a_wrong_address_in_the_file_is_named_with_its_line() {
+    let error = ConfigurationFile::parse("a.toml", "[up]\nlisten = \"8080\"\n").unwrap_err();
+    assert!(error.0.starts_with("a.toml, line 2: \"8080\" is not an address"), "{error}");
+    let error = ConfigurationFile::parse("a.toml", "[up]\nlisten = 8080\n").unwrap_err();
+    assert!(error.0.starts_with("a.toml, line 2: invalid type"), "{error}");
+}
+
+#[test]
+fn development_identity_is_refused_where_others_can_connect() {
+    let flags = ["--listen", "0.0.0.0:8080", "--auth", "dev"];
+    let error = edge_settings(&flags).into_options().err().unwrap();
+    assert!(error.0.contains("refused on 0.0.0.0:8080"), "{error}");
+    let up = UpSettings::default().into_options(None, None).unwrap();
+    assert_eq!(up.listen.to_string(), "127.0.0.1:8080");
+}
+
+#[test]
+fn what_is_missing_is_asked_for_by_all_its_names() {
+    let error = edge_settings(&[]).into_options().err().unwrap();
+    for name in ["--listen", "ALDIS_EDGE_LISTEN", "`listen` in [edge]"] {
+        assert!(error.0.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_short_secret_and_no_shards_are_refused() {
+    let short = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(short.path(), "short").unwrap();
+    let path = short.path().to_str().unwrap();
+    let all = ["--listen", "[::1]:1", "--sequencer", "localhost:2", "--auth", "dev"];
+    let with = |more: &[&str]| {
+        let flags = [&all[..], more].concat();
+        edge_settings(&flags).into_options().err().unwrap().0
+    };
+    assert!(with(&["--secret-file", path]).contains("has 5 characters"));
+    assert!(with(&["--shards", "0"]).starts_with("--shards 0: it must be 1 to"));
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_help_with_0() {
+    let usage = CommandLine::try_parse_from(["aldis", "edge", "--no"]).err().unwrap();
+    assert_eq!(usage.exit_code(), 2);
+    let help = CommandLine::try_parse_from(["aldis", "--help"]).err().unwrap();
+    assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+    assert!(help.to_string().contains("Exit codes:"));
+}

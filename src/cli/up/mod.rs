@@ -1,0 +1,60 @@
+//! `aldis up`: a store, a sequencer and an edge on this machine, as child processes that are
+//! restarted when they die and end when this process ends, however it ends.
+//!
+//! This process carries no message and keeps no state but its directory: killing it at any moment
+//! loses nothing.
+
+mod child;
+mod control;
+mod directory;
+mod ports;
+mod readiness;
+mod restart;
+mod supervisor;
+mod welcome;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use child::Plan;
+use directory::DataDirectory;
+use supervisor::Supervisor;
+
+/// What `up` was told.
+pub struct UpOptions {
+    pub listen: SocketAddr,
+    pub data: PathBuf,
+    /// `None`: the edge decides.
+    pub shards: Option<usize>,
+    pub hosts: Vec<String>,
+    pub origins: Vec<String>,
+    /// Handed on to the children.
+    pub config: Option<PathBuf>,
+    /// Handed on to the children.
+    pub log: Option<String>,
+}
+
+/// Runs until SIGTERM or SIGINT, then ends the children in the order edge, sequencer, store.
+pub fn run(options: UpOptions) -> anyhow::Result<()> {
+    let directory = DataDirectory::open(&options.data)?;
+    let listen = ports::probe(options.listen, directory.existed())?;
+    let [store_link, sequencer_link] = ports::choose_link_ports(listen)?;
+    let (events, inbox) = supervisor::channel()?;
+    let control = control::open(&directory.control_path(), events.clone());
+    let plan = Plan {
+        executable: std::env::current_exe()?,
+        directory: options.data.clone(),
+        listen,
+        store_link,
+        sequencer_link,
+        control,
+        shards: options.shards,
+        hosts: options.hosts,
+        origins: options.origins,
+        config: options.config,
+        log: options.log,
+    };
+    tracing::info!(data = %options.data.display(), %listen, "starting store, sequencer and edge");
+    Supervisor::new(plan, events, inbox).run()
+    // `directory` is dropped here and with it the lock: no child outlives it.
+}

@@ -1,0 +1,189 @@
+//! The messenger on a shard: joins the shard's connections, the router and the links.
+
+use std::net::SocketAddr;
+
+use super::application::{Application, ConnectionId, Decision, End, Message};
+use super::connections::{Connections, SendError};
+use super::identity::Admitted;
+use super::router::{self, Clients, Router, Surroundings};
+use super::site::{Answer, Site};
+use super::ticket::Tickets;
+use crate::clock::Now;
+use crate::framer::{Opcode, Request};
+use crate::link::greeting::{Role, Secret};
+use crate::link::host::{LinkOptions, Links};
+use crate::ring::{Completion, Ring};
+
+/// The longest a turn waits when nothing is due.
+const WAIT_US_MAX: u64 = 100_000;
+
+/// What one shard's chat is made of.
+pub struct ChatOptions {
+    /// The shard's name on its link: `<edge>/<index>`.
+    pub name: String,
+    /// The edge's name, as `welcome` tells it.
+    pub server: String,
+    /// Random, new at every start.
+    pub incarnation: u64,
+    pub secret: Vec<u8>,
+    pub sequencer: SocketAddr,
+    pub heartbeat_ms: u32,
+    /// What plain HTTP gets, and who may connect.
+    pub site: Site,
+}
+
+/// See the module.
+pub struct Chat {
+    router: Router,
+    links: Links,
+    site: Site,
+    /// Whose upgrade is being answered: `opened` follows at once, or never.
+    arriving: Option<(ConnectionId, Admitted)>,
+    /// A session with the sequencer has begun.
+    linked: bool,
+    now_us: u64,
+}
+
+impl Chat {
+    pub fn new(options: ChatOptions) -> Chat {
+        let ChatOptions { incarnation, .. } = options;
+        let mut links = Links::new(LinkOptions {
+            role: Role::Edge,
+            name: options.name.into(),
+            incarnation,
+            secret: Secret::new(&options.secret),
+        });
+        let sequencer = links.dial(options.sequencer);
+        let router = Router::new(router::Options {
+            sequencer,
+            incarnation,
+            server: options.server,
+            heartbeat_ms: u64::from(options.heartbeat_ms),
+            tickets: Tickets::new(&options.secret),
+            seed: incarnation,
+        });
+        Chat { router, links, site: options.site, arriving: None, linked: false, now_us: 0 }
+    }
+
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Whether the sequencer has been there since the start.
+    pub fn is_linked(&self) -> bool {
+        self.linked
+    }
+
+    /// Tells every client when to come back, evenly over `spread_ms`.
+    pub fn drain(&mut self, now: Now, spread_ms: u64, connections: &mut Connections) {
+        self.with_router(now, connections, |router, around| router.drain(spread_ms, around));
+    }
+
+    fn with_router(
+        &mut self,
+        now: Now,
+        connections: &mut Connections,
+        act: impl FnOnce(&mut Router, &mut Surroundings),
+    ) {
+        let mut around = Surroundings { now, clients: connections, outlet: &mut self.links };
+        act(&mut self.router, &mut around);
+    }
+}
+
+impl<R: Ring> Application<R> for Chat {
+    fn request(&mut self, now: Now, id: ConnectionId, request: &Request, _: &[u8]) -> Decision {
+        match self.site.answer(request, self.router.is_draining(), now.unix_ms) {
+            Answer::Connect(admitted) => {
+                let subprotocol = admitted.subprotocol;
+                self.arriving = Some((id, admitted));
+                Decision::Upgrade { subprotocol }
+            }
+            Answer::Respond(response) => Decision::Respond(response),
+        }
+    }
+
+    fn opened(&mut self, now: Now, id: ConnectionId, connections: &mut Connections) {
+        let Some((_, admitted)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
+            return;
+        };
+        let Admitted { user, device, manual, .. } = admitted;
+        self.with_router(now, connections, |router, around| {
+            router.opened(id, user, device, manual, around);
+        });
+    }
+
+    fn message(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        message: Message,
+        connections: &mut Connections,
+    ) {
+        self.with_router(now, connections, |router, around| match message {
+            Message::Text(text) => router.message(id, text.as_bytes(), around),
+            Message::Binary(_) => router.binary(id, around),
+        });
+    }
+
+    fn closed(&mut self, now: Now, id: ConnectionId, _: End, connections: &mut Connections) {
+        self.with_router(now, connections, |router, around| router.closed(id, around));
+    }
+
+    fn drained(&mut self, now: Now, id: ConnectionId, connections: &mut Connections) {
+        self.with_router(now, connections, |router, around| router.drained(id, around));
+    }
+
+    fn other_completion(
+        &mut self,
+        now: Now,
+        completion: Completion,
+        ring: &mut R,
+        connections: &mut Connections,
+    ) {
+        self.links.complete(now, completion, ring);
+        while let Some(event) = self.links.next_event() {
+            self.linked = true;
+            self.with_router(now, connections, |router, around| router.link_event(event, around));
+        }
+    }
+
+    fn turn_end(&mut self, now: Now, ring: &mut R, connections: &mut Connections) {
+        self.now_us = now.monotonic_us;
+        self.with_router(now, connections, |router, around| router.tick(around));
+        self.links.flush(now, ring);
+        // A lease that ran out is noticed while flushing.
+        while let Some(event) = self.links.next_event() {
+            self.with_router(now, connections, |router, around| router.link_event(event, around));
+        }
+    }
+
+    fn next_deadline_us(&self) -> Option<u64> {
+        Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
+    }
+}
+
+impl Clients for Connections {
+    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool {
+        self.send_frame(id, Opcode::Text, frame) != Err(SendError::Full)
+    }
+
+    fn queued(&self, id: ConnectionId) -> usize {
+        self.queued_bytes(id)
+    }
+
+    fn watch_drained(&mut self, id: ConnectionId) {
+        Connections::watch_drained(self, id);
+    }
+
+    fn close(&mut self, id: ConnectionId, code: u16, reason: &str) {
+        Connections::close(self, id, code, reason);
+    }
+
+    fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str) {
+        self.cut(id, code, reason, End::Slow);
+    }
+}

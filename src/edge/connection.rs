@@ -1,0 +1,325 @@
+//! One client connection as plain data: what it is doing, and what waits to be sent.
+
+use crate::framer::frame::frame_size;
+use crate::framer::{Framer, Opcode, encode_close, encode_frame};
+
+use super::application::End;
+
+/// From accept to the end of the request, in milliseconds.
+pub const HANDSHAKE_MS: u64 = 10_000;
+/// From the close frame's leaving to the peer's end of stream, in milliseconds.
+pub const CLOSE_MS: u64 = 1_000;
+/// A send that takes longer makes no progress, in milliseconds. Sends are small enough
+/// ([`SEND_SIZE_MAX`]) for the slowest network in use: 64 KiB in 20 s are 26 kbit/s.
+pub const PROGRESS_MS: u64 = 20_000;
+/// Bytes of one send; a longer queue leaves in several.
+pub const SEND_SIZE_MAX: usize = 64 * 1024;
+/// Bytes of pings and pongs that wait for a slow peer.
+pub const CONTROL_QUEUE_SIZE_MAX: usize = 16 * 1024;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its request is arriving.
+    Request,
+    /// A WebSocket.
+    Open,
+    /// The last bytes are queued or gone; what arrives is read and discarded, because closing a
+    /// socket with unread input resets it, which may destroy what was sent last.
+    Closing,
+    /// To be taken off its slot at the end of this turn.
+    Gone,
+}
+
+/// What the bytes of a closing connection's peer mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listening {
+    /// Frames go on: the peer's close frame ends the connection.
+    Frames,
+    /// The stream makes no sense any more (a violation), but a close frame that arrives by itself is
+    /// recognised.
+    CloseFrame,
+    /// Nothing that arrives matters; the end of the stream does.
+    EndOfStream,
+    /// Nothing is expected: the socket closes as soon as all is sent.
+    Nothing,
+}
+
+/// A slot of the shard's slab.
+#[derive(Debug)]
+pub struct Connection {
+    pub framer: Framer,
+    /// Exists while something is queued or under way.
+    pub outbound: Option<Box<Outbound>>,
+    /// The part of a request that earlier receives brought.
+    pub request: Option<Box<ArrivingRequest>>,
+    /// Request: since when. Open: when a frame was last heard. Closing: when it began, then when
+    /// all was sent. In monotonic milliseconds.
+    pub since_ms: u64,
+    /// When the wheel looks at this connection next. In monotonic milliseconds.
+    pub timer_ms: u64,
+    /// The slot in the ring's socket table.
+    pub socket: u32,
+    pub phase: Phase,
+    pub listening: Listening,
+    pub flags: Flags,
+}
+
+/// The part of a request that has arrived.
+#[derive(Debug)]
+pub struct ArrivingRequest {
+    pub bytes: Vec<u8>,
+    /// Head and body together, once the head is known.
+    pub size_needed: Option<usize>,
+}
+
+/// A slot, its bookkeeping in the slab (8 bytes and a generation) and its entry on the wheel (16
+/// bytes): an idle connection is to cost at most 128 bytes.
+const _: () = assert!(size_of::<Connection>() + 8 + 4 + 16 <= 128);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flags {
+    /// A multishot receive is armed.
+    pub is_receiving: bool,
+    /// Listed to be flushed at the end of this turn.
+    pub is_dirty: bool,
+    /// The application wants to hear when the queue is empty.
+    pub is_watched: bool,
+    /// A ping is out and nothing was heard since.
+    pub is_pinged: bool,
+    /// The whole close may take [`CLOSE_MS`], sending included.
+    pub is_cut: bool,
+    /// The peer's stream has ended.
+    pub is_peer_done: bool,
+    /// The socket is closed with RST.
+    pub is_reset: bool,
+}
+
+/// The outbound queue. Invariant: `queue[..taken]` has left, and the next `frame_left` bytes belong to
+/// a frame of which a part has left.
+#[derive(Debug, Default)]
+pub struct Outbound {
+    /// An HTTP response, if any, then data frames and, at last, the close frame.
+    queue: Vec<u8>,
+    taken: usize,
+    frame_left: usize,
+    /// Pings and pongs, which leave before the next frame of the queue.
+    control: Vec<u8>,
+    /// Bytes under way.
+    pub sending: usize,
+    /// When the send under way was begun. In monotonic milliseconds.
+    pub sending_since_ms: u64,
+}
+
+impl Outbound {
+    /// Bytes that are queued or under way.
+    pub fn size(&self) -> usize {
+        self.waiting() + self.sending
+    }
+
+    /// Bytes that no send carries yet.
+    pub fn waiting(&self) -> usize {
+        self.control.len() + self.queue.len() - self.taken
+    }
+
+    /// Memory held beside the struct itself.
+    pub fn capacity(&self) -> usize {
+        self.queue.capacity() + self.control.capacity()
+    }
+
+    /// Queues a data frame.
+    pub fn push_data(&mut self, opcode: Opcode, payload: &[u8]) {
+        encode_frame(opcode, payload, &mut self.queue);
+    }
+
+    /// Queues a ping or pong. Of unsent ones beyond [`CONTROL_QUEUE_SIZE_MAX`] only the last is kept
+    /// (RFC 6455 5.5.3 allows it for pongs), so that a peer that pings and never reads costs little.
+    pub fn push_control(&mut self, opcode: Opcode, payload: &[u8]) {
+        if self.control.len() + payload.len() > CONTROL_QUEUE_SIZE_MAX {
+            self.control.clear();
+        }
+        encode_frame(opcode, payload, &mut self.control);
+    }
+
+    /// Queues the last frame.
+    pub fn push_close(&mut self, code: Option<u16>, reason: &str) {
+        encode_close(code, reason, &mut self.queue);
+    }
+
+    /// Queues an HTTP response, which comes before any frame.
+    pub fn push_response(&mut self, response: &[u8]) {
+        self.queue.extend_from_slice(response);
+        self.frame_left += response.len();
+    }
+
+    /// Throws away what no send carries yet. False when that cuts a frame: nothing may follow.
+    pub fn drop_waiting(&mut self) -> bool {
+        let is_at_frame = self.frame_left == 0;
+        self.queue.clear();
+        self.control.clear();
+        (self.taken, self.frame_left) = (0, 0);
+        is_at_frame
+    }
+
+    /// Takes the bytes of the next send out, at most [`SEND_SIZE_MAX`] beside the control frames.
+    /// `spare` is empty; it takes the place of what is taken whole.
+    pub fn take_next(&mut self, mut spare: Vec<u8>) -> Vec<u8> {
+        if self.waiting() == self.control.len() {
+            return std::mem::replace(&mut self.control, spare);
+        }
+        if self.control.is_empty() && self.taken == 0 && self.queue.len() <= SEND_SIZE_MAX {
+            self.frame_left = 0;
+            return std::mem::replace(&mut self.queue, spare);
+        }
+        self.take_rest_of_frame(&mut spare);
+        if self.frame_left == 0 {
+            spare.append(&mut self.control);
+        }
+        while self.taken < self.queue.len() && spare.len() < SEND_SIZE_MAX {
+            self.frame_left = frame_size(&self.queue[self.taken..]);
+            self.take_rest_of_frame(&mut spare);
+        }
+        self.compact();
+        spare
+    }
+
+    fn take_rest_of_frame(&mut self, piece: &mut Vec<u8>) {
+        let size = self.frame_left.min(SEND_SIZE_MAX.saturating_sub(piece.len()));
+        let end = self.taken + size;
+        piece.extend_from_slice(&self.queue[self.taken..end]);
+        self.taken = end;
+        self.frame_left -= size;
+    }
+
+    /// Drops what has left once it is the greater part: each byte is moved at most once.
+    fn compact(&mut self) {
+        if self.taken == self.queue.len() {
+            self.queue.clear();
+            self.taken = 0;
+        } else if self.taken > self.queue.len() / 2 {
+            self.queue.drain(..self.taken);
+            self.taken = 0;
+        }
+    }
+}
+
+/// What to do with a connection whose time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing before this time, in monotonic milliseconds.
+    At(u64),
+    /// Close the socket, with RST.
+    Abandon,
+    /// Close the socket: the discard period is over.
+    Finish,
+    /// Ping.
+    Ping,
+    /// Close with a reason.
+    Cut(End),
+}
+
+impl Connection {
+    /// What is due at `now_ms`, with `heartbeat_ms` of silence before a ping.
+    pub fn due(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+        match self.phase {
+            Phase::Request => after(now_ms, self.since_ms + HANDSHAKE_MS, Due::Abandon),
+            Phase::Open => self.due_open(now_ms, heartbeat_ms),
+            Phase::Closing => match &self.outbound {
+                None => after(now_ms, self.since_ms + CLOSE_MS, Due::Finish),
+                Some(_) if self.flags.is_cut => {
+                    after(now_ms, self.since_ms + CLOSE_MS, Due::Abandon)
+                }
+                Some(_) => after(now_ms, self.since_ms + PROGRESS_MS, Due::Abandon),
+            },
+            Phase::Gone => Due::At(u64::MAX),
+        }
+    }
+
+    fn due_open(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+        let heartbeat = if self.flags.is_pinged {
+            after(now_ms, self.since_ms + 2 * heartbeat_ms, Due::Cut(End::Silent))
+        } else {
+            after(now_ms, self.since_ms + heartbeat_ms, Due::Ping)
+        };
+        let sending = self.outbound.as_ref().filter(|outbound| outbound.sending > 0);
+        let Some(outbound) = sending else {
+            return heartbeat;
+        };
+        let progress_ms = outbound.sending_since_ms + PROGRESS_MS;
+        match (after(now_ms, progress_ms, Due::Cut(End::Slow)), heartbeat) {
+            (Due::At(progress_ms), Due::At(heartbeat_ms)) => Due::At(progress_ms.min(heartbeat_ms)),
+            (Due::At(_), heartbeat) => heartbeat,
+            (slow, _) => slow,
+        }
+    }
+}
+
+fn after(now_ms: u64, at_ms: u64, due: Due) -> Due {
+    if now_ms >= at_ms { due } else { Due::At(at_ms) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(outbound: &mut Outbound) -> Vec<Vec<u8>> {
+        let mut pieces = Vec::new();
+        while outbound.waiting() > 0 {
+            pieces.push(outbound.take_next(Vec::new()));
+        }
+        pieces
+    }
+
+    #[test]
+    fn control_frames_leave_ahead_of_data() {
+        let mut outbound = Outbound::default();
+        outbound.push_data(Opcode::Text, b"data");
+        outbound.push_control(Opcode::Pong, b"");
+        assert_eq!(drain(&mut outbound), [b"\x8a\x00\x81\x04data"]);
+        outbound.push_control(Opcode::Ping, b"");
+        assert_eq!(drain(&mut outbound), [b"\x89\x00"]);
+    }
+
+    #[test]
+    fn a_long_queue_leaves_in_order_and_control_frames_cut_no_frame() {
+        let mut outbound = Outbound::default();
+        let mut whole = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+        outbound.push_response(&whole);
+        for size in [200_000, 10, 70_000, 0] {
+            let payload: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
+            outbound.push_data(Opcode::Binary, &payload);
+            encode_frame(Opcode::Binary, &payload, &mut whole);
+        }
+        let first = outbound.take_next(Vec::new());
+        outbound.push_control(Opcode::Ping, b"ping");
+        let mut left = first;
+        for piece in drain(&mut outbound) {
+            assert!(!piece.is_empty() && piece.len() <= SEND_SIZE_MAX + 6);
+            left.extend(piece);
+        }
+        let after_first_frame = 36 + 10 + 200_000;
+        let ping: Vec<u8> = left.drain(after_first_frame..after_first_frame + 6).collect();
+        assert_eq!(ping, b"\x89\x04ping");
+        assert!(left == whole, "the rest is in order");
+    }
+
+    #[test]
+    fn what_waits_can_be_dropped_only_between_frames() {
+        let mut outbound = Outbound::default();
+        outbound.push_data(Opcode::Binary, &[0; 100_000]);
+        outbound.take_next(Vec::new());
+        assert!(!outbound.drop_waiting());
+        outbound.push_data(Opcode::Binary, b"whole");
+        outbound.take_next(Vec::new());
+        assert!(outbound.drop_waiting());
+    }
+
+    #[test]
+    fn unsent_pongs_are_bounded() {
+        let mut outbound = Outbound::default();
+        for _ in 0..100_000 {
+            outbound.push_control(Opcode::Pong, &[1; 125]);
+        }
+        assert!(outbound.waiting() <= CONTROL_QUEUE_SIZE_MAX + 127);
+    }
+}

@@ -1,0 +1,482 @@
+//! The connections of one shard: what an application may do with them, and what the shard does to
+//! them that needs no ring. What is queued here leaves at the end of the turn.
+
+use crate::arena::{Slab, Wheel};
+use crate::clock::Now;
+use crate::framer::{Framer, Opcode};
+
+use super::application::{ConnectionId, End};
+use super::connection::{Connection, Due, Flags, Listening, Outbound, Phase};
+
+/// Sizes and times of one shard.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOptions {
+    /// Connections served; over it, a request is answered 503.
+    pub connection_count_max: usize,
+    /// One message of a client, reassembled, in bytes; over it the connection closes with 1009.
+    pub message_size_max: u32,
+    /// Bytes queued for one connection; over it [`SendError::Full`].
+    pub queue_size_max: usize,
+    /// Body of a plain request, in bytes; over it 413.
+    pub body_size_max: usize,
+    /// Silence in milliseconds before a ping; twice of it ends the connection.
+    pub heartbeat_ms: u64,
+}
+
+impl Default for ShardOptions {
+    fn default() -> ShardOptions {
+        ShardOptions {
+            connection_count_max: 16_000,
+            message_size_max: crate::limits::CLIENT_MESSAGE_SIZE_MAX as u32,
+            queue_size_max: 4 * crate::limits::SERVER_FRAME_SIZE_MAX,
+            body_size_max: 64 * 1024,
+            heartbeat_ms: 30_000,
+        }
+    }
+}
+
+/// Slots beyond `connection_count_max` in which the refused hear 503.
+pub const SPARE_COUNT: usize = 64;
+
+/// Timeouts are kept to this, and a rotation (51 s) holds nearly all of them.
+const WHEEL_TICK_MS: u64 = 100;
+const WHEEL_BUCKETS: usize = 512;
+/// Vectors and queues kept for reuse, and how large each may be: 16 MiB at most.
+const POOL_COUNT_MAX: usize = 1024;
+const POOL_VECTOR_SIZE_MAX: usize = 16 * 1024;
+
+/// Why a frame was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    #[error("the connection is not open")]
+    Gone,
+    #[error("the connection's queue is full")]
+    Full,
+}
+
+/// What happened on a shard since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub accepted: u64,
+    /// Answered 503, or closed at once, because all slots were taken.
+    pub refused: u64,
+    pub opened: u64,
+    pub messages: u64,
+    pub sends: u64,
+    /// Completions of an earlier life of a slot: recognised and dropped.
+    pub stale: u64,
+    /// Receives that ended because no buffer was free.
+    pub starved: u64,
+    pub violations: u64,
+    pub silent: u64,
+    pub slow: u64,
+    pub lost: u64,
+}
+
+/// See the module.
+pub struct Connections {
+    pub(super) options: ShardOptions,
+    pub(super) counters: Counters,
+    pub(super) now: Now,
+    pub(super) dirty: Vec<ConnectionId>,
+    pub(super) ended: Vec<(ConnectionId, End)>,
+    pub(super) drained: Vec<ConnectionId>,
+    pub(super) gone: Vec<ConnectionId>,
+    slots: Slab<Connection>,
+    open_count: usize,
+    wheel: Wheel,
+    due: Vec<ConnectionId>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they move between here and slots, which hold a pointer of them"
+    )]
+    queues: Vec<Box<Outbound>>,
+    vectors: Vec<Vec<u8>>,
+}
+
+impl Connections {
+    pub(super) fn new(options: ShardOptions, now: Now) -> Connections {
+        let capacity = options.connection_count_max + SPARE_COUNT;
+        Connections {
+            options,
+            counters: Counters::default(),
+            now,
+            dirty: Vec::new(),
+            ended: Vec::new(),
+            drained: Vec::new(),
+            gone: Vec::new(),
+            slots: Slab::with_capacity(capacity),
+            open_count: 0,
+            wheel: Wheel::new(now.monotonic_ms(), WHEEL_TICK_MS, WHEEL_BUCKETS, capacity),
+            due: Vec::new(),
+            queues: Vec::new(),
+            vectors: Vec::new(),
+        }
+    }
+
+    /// Queues a text frame.
+    pub fn send_text(&mut self, id: ConnectionId, text: &str) -> Result<(), SendError> {
+        self.send_frame(id, Opcode::Text, text.as_bytes())
+    }
+
+    /// Queues a binary frame.
+    pub fn send_binary(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<(), SendError> {
+        self.send_frame(id, Opcode::Binary, bytes)
+    }
+
+    /// Bytes queued or under way to this connection, headers included; 0 when it is not known.
+    pub fn queued_bytes(&self, id: ConnectionId) -> usize {
+        let outbound = self.get(id).and_then(|connection| connection.outbound.as_ref());
+        outbound.map_or(0, |outbound| outbound.size())
+    }
+
+    /// Asks for [`super::Application::drained`] once the queue of this connection is empty.
+    pub fn watch_drained(&mut self, id: ConnectionId) {
+        let Some(connection) = self.open_mut(id) else {
+            return;
+        };
+        if connection.outbound.is_some() {
+            connection.flags.is_watched = true;
+        } else {
+            self.drained.push(id);
+        }
+    }
+
+    /// Closes after what is queued has left, with this code and reason (cut to 123 bytes).
+    pub fn close(&mut self, id: ConnectionId, code: u16, reason: &str) {
+        self.begin_close(id, Some(code), reason, End::Application, Listening::Frames);
+    }
+
+    /// Closes without what is queued, for a client that takes it too slowly or not at all.
+    pub fn cut(&mut self, id: ConnectionId, code: u16, reason: &str, end: End) {
+        let Some(connection) = self.open_mut(id) else {
+            return;
+        };
+        connection.flags.is_cut = true;
+        let outbound = connection.outbound.as_mut();
+        if outbound.is_none_or(|outbound| outbound.drop_waiting()) {
+            self.begin_close(id, Some(code), reason, end, Listening::Frames);
+        } else {
+            self.ended.push((id, end));
+            self.count_end(end);
+            self.leave(id, true);
+        }
+    }
+
+    pub fn is_open(&self, id: ConnectionId) -> bool {
+        self.get(id).is_some_and(|connection| connection.phase == Phase::Open)
+    }
+
+    /// Connections that are open.
+    pub fn open_count(&self) -> usize {
+        self.open_count
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub(super) fn send_frame(
+        &mut self,
+        id: ConnectionId,
+        opcode: Opcode,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let queue_size_max = self.options.queue_size_max;
+        if !self.is_open(id) {
+            return Err(SendError::Gone);
+        }
+        if self.queued_bytes(id) + payload.len() > queue_size_max {
+            return Err(SendError::Full);
+        }
+        self.queue(id, |outbound| outbound.push_data(opcode, payload));
+        Ok(())
+    }
+}
+
+/// What the shard does.
+impl Connections {
+    /// Slots in use: open, becoming so, or closing.
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn ids(&self) -> Vec<ConnectionId> {
+        self.slots.iter().map(|(id, _)| id).collect()
+    }
+
+    pub(super) fn get(&self, id: ConnectionId) -> Option<&Connection> {
+        self.slots.get(id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.slots.get_mut(id)
+    }
+
+    pub(super) fn open_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.get_mut(id).filter(|connection| connection.phase == Phase::Open)
+    }
+
+    /// Gives an accepted socket a slot. `None` when even the spare ones are taken.
+    pub(super) fn insert(&mut self, socket: u32) -> Option<ConnectionId> {
+        let id = self.slots.insert(Connection {
+            framer: Framer::default(),
+            outbound: None,
+            request: None,
+            since_ms: self.now.monotonic_ms(),
+            timer_ms: u64::MAX,
+            socket,
+            phase: Phase::Request,
+            listening: Listening::Frames,
+            flags: Flags::default(),
+        })?;
+        self.arm(id);
+        Some(id)
+    }
+
+    /// Frees the slot of a connection that has left.
+    pub(super) fn remove(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.slots.remove(id) {
+            self.recycle_queue(connection.outbound);
+        }
+    }
+
+    /// Makes a WebSocket of a connection whose request was answered.
+    pub(super) fn open(&mut self, id: ConnectionId) {
+        let (now_ms, message_size_max) = (self.now.monotonic_ms(), self.options.message_size_max);
+        if let Some(connection) = self.get_mut(id) {
+            connection.phase = Phase::Open;
+            connection.since_ms = now_ms;
+            connection.framer = Framer::new(message_size_max);
+            self.open_count += 1;
+            self.counters.opened += 1;
+            self.arm(id);
+        }
+    }
+
+    /// Lets `write` queue something, and lists the connection to be flushed.
+    pub(super) fn queue(&mut self, id: ConnectionId, write: impl FnOnce(&mut Outbound)) {
+        let Connections { slots, queues, dirty, .. } = self;
+        let connection = slots.get_mut(id).filter(|connection| connection.phase != Phase::Gone);
+        let Some(connection) = connection else {
+            return;
+        };
+        let outbound = connection.outbound.get_or_insert_with(|| queues.pop().unwrap_or_default());
+        write(outbound);
+        if !connection.flags.is_dirty {
+            connection.flags.is_dirty = true;
+            dirty.push(id);
+        }
+    }
+
+    /// A frame was heard.
+    pub(super) fn heard(&mut self, id: ConnectionId) {
+        let now_ms = self.now.monotonic_ms();
+        if let Some(connection) = self.open_mut(id) {
+            connection.since_ms = now_ms;
+            connection.flags.is_pinged = false;
+        }
+    }
+
+    /// Queues the close frame of an open connection and stops being open.
+    pub(super) fn begin_close(
+        &mut self,
+        id: ConnectionId,
+        code: Option<u16>,
+        reason: &str,
+        end: End,
+        listening: Listening,
+    ) {
+        if self.open_mut(id).is_none() {
+            return;
+        }
+        self.queue(id, |outbound| outbound.push_close(code, reason));
+        self.ended.push((id, end));
+        self.count_end(end);
+        self.closing(id, listening);
+    }
+
+    /// Answers with an HTTP response, then closes.
+    pub(super) fn respond(&mut self, id: ConnectionId, response: &[u8], listening: Listening) {
+        self.queue(id, |outbound| outbound.push_response(response));
+        self.closing(id, listening);
+    }
+
+    /// The peer said all it had to say (its close frame, or the end of its stream). What is queued
+    /// still leaves.
+    pub(super) fn peer_done(&mut self, id: ConnectionId) {
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        connection.flags.is_peer_done = true;
+        if connection.outbound.is_none() {
+            self.leave(id, false);
+        }
+    }
+
+    /// The socket is of no use any more.
+    pub(super) fn lost(&mut self, id: ConnectionId, reset: bool) {
+        if self.is_open(id) {
+            self.ended.push((id, End::Lost));
+            self.count_end(End::Lost);
+        }
+        self.leave(id, reset);
+    }
+
+    /// Ends a connection at the end of this turn.
+    pub(super) fn leave(&mut self, id: ConnectionId, reset: bool) {
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        if connection.phase != Phase::Gone {
+            let was_open = connection.phase == Phase::Open;
+            connection.phase = Phase::Gone;
+            connection.flags.is_reset = reset;
+            self.open_count -= usize::from(was_open);
+            self.gone.push(id);
+        }
+    }
+
+    /// Notes that a send was begun with `size` bytes.
+    pub(super) fn sending(&mut self, id: ConnectionId, size: usize) {
+        let now_ms = self.now.monotonic_ms();
+        self.counters.sends += 1;
+        let outbound = self.get_mut(id).and_then(|connection| connection.outbound.as_mut());
+        if let Some(outbound) = outbound {
+            outbound.sending = size;
+            outbound.sending_since_ms = now_ms;
+        }
+        self.arm(id);
+    }
+
+    /// The send under way is done.
+    pub(super) fn sent(&mut self, id: ConnectionId) {
+        let now_ms = self.now.monotonic_ms();
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        let Some(outbound) = &mut connection.outbound else {
+            return;
+        };
+        outbound.sending = 0;
+        if outbound.waiting() > 0 {
+            return self.queue(id, |_| {});
+        }
+        let (emptied, is_watched) = (connection.outbound.take(), connection.flags.is_watched);
+        connection.flags.is_watched = false;
+        let is_done = connection.flags.is_peer_done || connection.listening == Listening::Nothing;
+        match connection.phase {
+            Phase::Closing if is_done => self.leave(id, false),
+            Phase::Closing => {
+                connection.since_ms = now_ms;
+                self.arm(id);
+            }
+            _ if is_watched => self.drained.push(id),
+            _ => {}
+        }
+        self.recycle_queue(emptied);
+    }
+
+    /// Does what is due by now: pings, cuts, ends.
+    pub(super) fn expire(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(self.now.monotonic_ms(), &mut due);
+        for id in due.drain(..) {
+            self.expire_one(id);
+        }
+        self.due = due;
+    }
+
+    /// When [`Connections::expire`] may have something to do, in milliseconds from now.
+    pub(super) fn wait_ms(&self) -> Option<u64> {
+        self.wheel.wait_ms(self.now.monotonic_ms())
+    }
+
+    /// An empty vector, of earlier use if possible.
+    pub(super) fn spare_vector(&mut self) -> Vec<u8> {
+        self.vectors.pop().unwrap_or_default()
+    }
+
+    pub(super) fn recycle_vector(&mut self, vector: Vec<u8>) {
+        let is_useful = vector.capacity() > 0 && vector.capacity() <= POOL_VECTOR_SIZE_MAX;
+        if is_useful && self.vectors.len() < POOL_COUNT_MAX {
+            self.vectors.push(vector);
+        }
+    }
+
+    fn recycle_queue(&mut self, outbound: Option<Box<Outbound>>) {
+        let Some(mut outbound) = outbound else {
+            return;
+        };
+        if outbound.capacity() <= POOL_VECTOR_SIZE_MAX && self.queues.len() < POOL_COUNT_MAX {
+            outbound.drop_waiting();
+            outbound.sending = 0;
+            self.queues.push(outbound);
+        }
+    }
+
+    fn closing(&mut self, id: ConnectionId, listening: Listening) {
+        let now_ms = self.now.monotonic_ms();
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        let was_open = connection.phase == Phase::Open;
+        connection.phase = Phase::Closing;
+        connection.listening = listening;
+        connection.since_ms = now_ms;
+        self.open_count -= usize::from(was_open);
+        self.arm(id);
+    }
+
+    fn count_end(&mut self, end: End) {
+        match end {
+            End::Violation => self.counters.violations += 1,
+            End::Silent => self.counters.silent += 1,
+            End::Slow => self.counters.slow += 1,
+            End::Lost => self.counters.lost += 1,
+            End::Client | End::Application | End::Stopping => {}
+        }
+    }
+
+    fn expire_one(&mut self, id: ConnectionId) {
+        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        if connection.timer_ms > now_ms {
+            // An entry that an earlier deadline has overtaken.
+            return;
+        }
+        connection.timer_ms = u64::MAX;
+        match connection.due(now_ms, heartbeat_ms) {
+            Due::At(_) => {}
+            Due::Abandon => self.leave(id, true),
+            Due::Finish => self.leave(id, false),
+            Due::Ping => {
+                connection.flags.is_pinged = true;
+                self.queue(id, |outbound| outbound.push_control(Opcode::Ping, b""));
+            }
+            Due::Cut(End::Slow) => self.cut(id, 4003, "slow", End::Slow),
+            Due::Cut(end) => self.cut(id, 4002, "heartbeat missed", end),
+        }
+        self.arm(id);
+    }
+
+    /// Puts the connection on the wheel for its next deadline, unless it is there for an earlier
+    /// one, at which the deadline will be looked at again.
+    fn arm(&mut self, id: ConnectionId) {
+        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+        let Some(connection) = self.get_mut(id) else {
+            return;
+        };
+        let at_ms = match connection.due(now_ms, heartbeat_ms) {
+            Due::At(u64::MAX) => return,
+            Due::At(at_ms) => at_ms,
+            _ => now_ms,
+        };
+        if at_ms < connection.timer_ms {
+            connection.timer_ms = at_ms;
+            self.wheel.insert(id, at_ms);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A shard's counters on the metrics page, where all shards add up.
+
+use super::chat::Chat;
+use super::shard::Shard;
+use crate::admin::{Counter, Gauge, Registry};
+use crate::ring::Ring;
+
+/// What one shard adds to the page: each value as it was when last published.
+pub struct Metrics {
+    counters: Vec<(Counter, u64)>,
+    connections: (Gauge, u64),
+}
+
+/// Names and meanings, in the order of [`values`].
+const COUNTERS: [(&str, &str); 20] = [
+    ("aldis_handshakes_total", "Connections that were upgraded"),
+    ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
+    ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
+    ("aldis_client_messages_total", "WebSocket messages from clients"),
+    ("aldis_frames_out_total", "Frames queued to clients"),
+    ("aldis_socket_sends_total", "Sends submitted to the kernel"),
+    ("aldis_sent_total", "Sends answered sent"),
+    ("aldis_pushed_total", "Messages queued to clients, live and from backlogs"),
+    ("aldis_rejected_frames_total", "Frames that were no known operation"),
+    ("aldis_overloaded_total", "Operations answered unavailable because a bound was reached"),
+    ("aldis_expired_total", "Operations answered unavailable after waiting for the sequencer"),
+    ("aldis_behind_total", "Connections that fell behind and caught up from their inbox"),
+    ("aldis_dropped_pushes_total", "Live pushes left to the inbox of a connection behind"),
+    ("aldis_stale_pushes_total", "Pushes for a connection that is no more"),
+    ("aldis_stale_completions_total", "Completions of a slot's earlier life, dropped"),
+    ("aldis_receive_starved_total", "Receives that waited for a free buffer"),
+    ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
+    ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
+    ("aldis_slow_total", "Connections cut with 4003: no progress"),
+    ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
+];
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Metrics {
+        let counters = COUNTERS.map(|(name, help)| (registry.counter(name, help), 0));
+        let connections = registry.gauge("aldis_connections", "Chat connections open now");
+        Metrics { counters: counters.into(), connections: (connections, 0) }
+    }
+
+    /// Adds what happened since the last time. Once a turn.
+    pub fn publish<R: Ring>(&mut self, shard: &Shard<R, Chat>) {
+        for ((counter, published), value) in self.counters.iter_mut().zip(values(shard)) {
+            if value > *published {
+                counter.add(value - *published);
+                *published = value;
+            }
+        }
+        let connections = shard.application().router().counters().connections;
+        let (gauge, published) = &mut self.connections;
+        gauge.add(connections.saturating_sub(*published) as _);
+        gauge.sub(published.saturating_sub(connections) as _);
+        *published = connections;
+    }
+}
+
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 20] {
+    let sockets = shard.counters();
+    let chat = shard.application().router().counters();
+    [
+        chat.accepted,
+        chat.welcomed,
+        sockets.refused,
+        sockets.messages,
+        chat.frames_out,
+        sockets.sends,
+        chat.sent,
+        chat.pushed,
+        chat.rejected,
+        chat.overloaded,
+        chat.expired,
+        chat.behind,
+        chat.dropped_pushes,
+        chat.stale_pushes,
+        sockets.stale,
+        sockets.starved,
+        sockets.violations,
+        sockets.silent,
+        sockets.slow + chat.cut_slow,
+        chat.unknown_answers,
+    ]
+}

@@ -1,0 +1,55 @@
+//! What an edge is told when it starts. Plain data; the command line converts into it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::admin::AdminOptions;
+
+/// Everything that `edge::run` needs. Not `Debug`: it holds the link's secret.
+#[derive(Clone)]
+pub struct EdgeOptions {
+    /// Unique among the edges of a sequencer; shard `i` is `<name>/<i>` on the link.
+    pub name: String,
+    /// Where clients connect; every shard binds it with SO_REUSEPORT.
+    pub listen: SocketAddr,
+    /// The sequencer's link address.
+    pub sequencer: SocketAddr,
+    /// The shared secret of the link's hello, at least 32 bytes.
+    pub secret: Vec<u8>,
+    /// Threads, each with a ring of its own; 1 to `SHARD_COUNT_MAX`.
+    pub shards: usize,
+    pub auth: Auth,
+    /// Values of `Host` (without port) that are served besides loopback literals and `localhost`.
+    pub hosts: Vec<String>,
+    /// Values of `Origin` that may connect besides the same host and none, as browsers spell them
+    /// (`https://chat.example.org`).
+    pub origins: Vec<String>,
+    /// The datagram socket of `up`. With it, the edge offers the page's kill buttons: one datagram
+    /// `kill store`, `kill sequencer` or `kill edge` each.
+    pub control: Option<PathBuf>,
+    /// Silence after which a client is pinged; twice that without a frame closes with 4002.
+    pub heartbeat_ms: u32,
+    pub admin: AdminOptions,
+}
+
+/// More shards than this are a mistake in writing.
+pub const SHARD_COUNT_MAX: usize = 1_024;
+
+/// How a client proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// It says so (`?user=alice`). Refused on a listener that is not loopback.
+    Dev,
+}
+
+impl FromStr for Auth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Auth, String> {
+        match text {
+            "dev" => Ok(Auth::Dev),
+            _ => Err(format!("{text:?} is not a way to identify clients; use dev")),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The edge as a process: its shards, each a thread, and the admin page.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context;
+
+use super::chat::{Chat, ChatOptions};
+use super::connections::{SPARE_COUNT, ShardOptions};
+use super::control::{Control, ControlSocket};
+use super::identity::Door;
+use super::metrics::Metrics;
+use super::options::EdgeOptions;
+use super::router;
+use super::shard::Shard;
+use super::site::Site;
+use super::ticket::Tickets;
+use crate::admin::{Health, Registry};
+use crate::clock::Now;
+use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
+use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
+use crate::sys::{StopFlag, patiently, random_u64};
+
+const LISTEN_BACKLOG: u32 = 4096;
+/// Bytes queued for one connection at most; the router cuts it well before.
+const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
+/// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
+const RECONNECTS_PER_S: u64 = 2_000;
+/// A drain ends at the latest after this.
+const DRAIN_MS_MAX: u64 = 8_000;
+
+const _: () = assert!(router::SLOW_SIZE + SERVER_FRAME_SIZE_MAX < QUEUE_SIZE_MAX);
+
+/// Serves clients until SIGTERM, which drains.
+pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
+    let registry = Registry::new("edge");
+    let health = Health::starting();
+    let stop = crate::sys::stop_flag().context("installing signal handlers")?;
+    let listeners = open_listeners(&options)?;
+    options.admin.open(&registry, &health).context("opening the admin page")?;
+    health.set_failing("no link to the sequencer yet");
+    tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
+    let links = Arc::new(AtomicUsize::new(0));
+    let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let (options, stop, metrics) = (options.clone(), stop.clone(), Metrics::new(&registry));
+        let (health, links) = (health.clone(), Arc::clone(&links));
+        let work = move || {
+            let all = options.shards;
+            let linked = move || {
+                if links.fetch_add(1, Ordering::Relaxed) + 1 == all {
+                    health.set_ok();
+                    tracing::info!("edge serves");
+                }
+            };
+            run_shard(index, &listener, &options, &stop, metrics, linked)
+        };
+        shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
+    }
+    for shard in shards {
+        match shard.join() {
+            Ok(outcome) => outcome?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+    tracing::info!("edge ends");
+    Ok(())
+}
+
+fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
+    let open = |_| {
+        patiently(|| listen(options.listen, LISTEN_BACKLOG, true))
+            .with_context(|| format!("listening for clients on {}", options.listen))
+    };
+    (0..options.shards).map(open).collect()
+}
+
+fn run_shard(
+    index: usize,
+    listener: &Listener,
+    options: &EdgeOptions,
+    stop: &StopFlag,
+    mut metrics: Metrics,
+    linked: impl FnOnce(),
+) -> anyhow::Result<()> {
+    let ring = KernelRing::new(RingOptions { sockets: 1 << 20, ..RingOptions::default() })?;
+    let shard_options = ShardOptions {
+        connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
+        message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
+        queue_size_max: QUEUE_SIZE_MAX,
+        heartbeat_ms: u64::from(options.heartbeat_ms),
+        ..ShardOptions::default()
+    };
+    let chat = Chat::new(ChatOptions {
+        name: format!("{}/{index}", options.name),
+        server: options.name.clone(),
+        incarnation: random_u64(),
+        secret: options.secret.clone(),
+        sequencer: options.sequencer,
+        heartbeat_ms: options.heartbeat_ms,
+        site: site(options)?,
+    });
+    let mut shard = Shard::new(ring, chat, shard_options, Now::read());
+    shard.add_listener(listener.socket());
+    let mut linked = Some(linked);
+    while !stop.is_raised() {
+        shard.turn(&mut Now::read);
+        if shard.application().is_linked()
+            && let Some(linked) = linked.take()
+        {
+            linked();
+        }
+        metrics.publish(&shard);
+    }
+    drain(&mut shard, &mut metrics);
+    Ok(())
+}
+
+fn site(options: &EdgeOptions) -> anyhow::Result<Site> {
+    let control = options.control.clone().map(ControlSocket::new).transpose()?;
+    Ok(Site {
+        door: Door {
+            hosts: options.hosts.clone(),
+            origins: options.origins.clone(),
+            tickets: Tickets::new(&options.secret),
+        },
+        has_kill_buttons: control.is_some() && options.listen.ip().is_loopback(),
+        control: control.map(|control| Box::new(control) as Box<dyn Control>),
+    })
+}
+
+/// Says `goaway` to every client, lets the answers under way arrive, and ends.
+fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
+    let now = Now::read();
+    let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
+    let (chat, _, connections) = shard.parts();
+    chat.drain(now, spread_ms, connections);
+    while shard.connection_count() > 0
+        && Now::read().monotonic_ms() < now.monotonic_ms() + DRAIN_MS_MAX
+    {
+        shard.turn(&mut Now::read);
+        metrics.publish(shard);
+    }
+    shard.close_all(1001, "drain");
+    shard.turn(&mut Now::read);
+}

@@ -1,0 +1,352 @@
+//! One thread of the edge: a ring, its connections, and the application that they talk to.
+//!
+//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all that
+//! a turn's completions make somebody say leaves at its end, in one send per connection.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::clock::Now;
+use crate::framer::handshake::refusal_response;
+use crate::ring::{Completion, Kind, Ring, Socket, Token};
+
+use super::application::{Application, ConnectionId, End};
+use super::connection::{CLOSE_MS, Listening, Phase};
+use super::connections::{Connections, Counters, ShardOptions};
+use super::receive;
+
+/// A turn waits at most this long, so that a stop flag is seen.
+const TURN_WAIT_MAX_US: u64 = 100_000;
+/// After an accept that failed (the socket table is full, the host is short of memory).
+const ACCEPT_RETRY_MS: u64 = 100;
+/// `Retry-After` of a refusal, in seconds.
+const RETRY_AFTER_S: &str = "2";
+
+struct ListenerState {
+    socket: Socket,
+    is_armed: bool,
+}
+
+/// See the module.
+pub struct Shard<R: Ring, A: Application<R>> {
+    ring: R,
+    application: A,
+    connections: Connections,
+    listeners: Vec<ListenerState>,
+    completions: Vec<Completion>,
+    /// Connections whose receive ended because no buffer was free.
+    starved: Vec<ConnectionId>,
+    accept_after_ms: u64,
+    is_accepting: bool,
+}
+
+impl<R: Ring, A: Application<R>> Shard<R, A> {
+    /// The ring is to have socket slots for `connection_count_max` and
+    /// [`super::connections::SPARE_COUNT`] more.
+    pub fn new(ring: R, application: A, options: ShardOptions, now: Now) -> Shard<R, A> {
+        Shard {
+            ring,
+            application,
+            connections: Connections::new(options, now),
+            listeners: Vec::new(),
+            completions: Vec::new(),
+            starved: Vec::new(),
+            accept_after_ms: 0,
+            is_accepting: true,
+        }
+    }
+
+    /// Accepts connections of a listening socket, which is to stay open as long as the shard.
+    pub fn add_listener(&mut self, socket: Socket) {
+        let is_armed = false;
+        self.listeners.push(ListenerState { socket, is_armed });
+        self.rearm_listeners();
+    }
+
+    /// One pass of the loop. `clock` is read before and after the wait.
+    pub fn turn(&mut self, clock: &mut dyn FnMut() -> Now) {
+        self.connections.now = clock();
+        let wait_us = self.wait_us();
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.turn(wait_us, &mut completions);
+        self.connections.now = clock();
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        self.connections.expire();
+        self.tell();
+        let now = self.connections.now;
+        self.application.turn_end(now, &mut self.ring, &mut self.connections);
+        self.tell();
+        self.flush();
+        self.remove_gone();
+        self.rearm_starved();
+        self.rearm_listeners();
+    }
+
+    /// Turns until `stop` is set, then closes everything with 1001 and waits for that, twice the
+    /// close timeout at most.
+    pub fn run(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            self.turn(&mut Now::read);
+        }
+        self.stop_accepting();
+        self.close_all(1001, "going away");
+        let end_ms = Now::read().monotonic_ms() + 2 * CLOSE_MS;
+        while self.connections.count() > 0 && Now::read().monotonic_ms() < end_ms {
+            self.turn(&mut Now::read);
+        }
+    }
+
+    /// Takes no new connections.
+    pub fn stop_accepting(&mut self) {
+        self.is_accepting = false;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            if listener.is_armed {
+                self.ring.cancel(accept_token(index));
+            }
+        }
+    }
+
+    /// Closes what is open, and drops what has not come so far.
+    pub fn close_all(&mut self, code: u16, reason: &str) {
+        for id in self.connections.ids() {
+            if self.connections.is_open(id) {
+                let (end, listening) = (End::Stopping, Listening::Frames);
+                self.connections.begin_close(id, Some(code), reason, end, listening);
+            } else if self.phase(id) == Some(Phase::Request) {
+                self.connections.leave(id, false);
+            }
+        }
+    }
+
+    /// For what the application asks of the ring before the first turn.
+    pub fn parts(&mut self) -> (&mut A, &mut R, &mut Connections) {
+        (&mut self.application, &mut self.ring, &mut self.connections)
+    }
+
+    pub fn application(&self) -> &A {
+        &self.application
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.connections.counters
+    }
+
+    /// Slots in use: open, becoming so, or closing.
+    pub fn connection_count(&self) -> usize {
+        self.connections.count()
+    }
+
+    fn wait_us(&self) -> u64 {
+        let now = self.connections.now;
+        let wheel_us = self.connections.wait_ms().map(|wait_ms| wait_ms * 1_000);
+        let application_us = self.application.next_deadline_us();
+        let until = |deadline_us: u64| deadline_us.saturating_sub(now.monotonic_us);
+        TURN_WAIT_MAX_US
+            .min(wheel_us.unwrap_or(u64::MAX))
+            .min(application_us.map_or(u64::MAX, until))
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match completion.token.kind() {
+            Kind::Accept => self.accepted(completion),
+            Kind::Receive => self.received(completion),
+            Kind::Send => self.sent(completion),
+            _ => self.application.other_completion(
+                self.connections.now,
+                completion,
+                &mut self.ring,
+                &mut self.connections,
+            ),
+        }
+    }
+
+    fn accepted(&mut self, completion: Completion) {
+        let index = completion.token.slot() as usize;
+        if let Some(listener) = self.listeners.get_mut(index) {
+            listener.is_armed = completion.more;
+        }
+        let Ok(socket) = u32::try_from(completion.result) else {
+            self.accept_after_ms = self.connections.now.monotonic_ms() + ACCEPT_RETRY_MS;
+            return;
+        };
+        let id = match self.is_accepting {
+            true => self.connections.insert(socket),
+            false => None,
+        };
+        let Some(id) = id else {
+            self.connections.counters.refused += 1;
+            return self.ring.close(Socket::Direct(socket), true);
+        };
+        if self.connections.count() > self.connections.options.connection_count_max {
+            self.refuse(id);
+        } else {
+            self.connections.counters.accepted += 1;
+        }
+        self.receive(id);
+    }
+
+    fn refuse(&mut self, id: ConnectionId) {
+        let extra = [("Retry-After", RETRY_AFTER_S)];
+        let response = refusal_response(503, "full", "this server is full", &extra);
+        self.connections.counters.refused += 1;
+        self.connections.respond(id, &response, Listening::EndOfStream);
+    }
+
+    fn received(&mut self, completion: Completion) {
+        let id = id_of(completion.token);
+        let Some(connection) = self.connections.get_mut(id) else {
+            self.connections.counters.stale += 1;
+            if let Some(buffer) = completion.buffer {
+                self.ring.release(buffer);
+            }
+            return;
+        };
+        connection.flags.is_receiving = completion.more;
+        match completion.result {
+            0 => receive::ended(&mut self.connections, id),
+            size if size > 0 => self.received_bytes(id, completion),
+            error if error == -libc::ENOBUFS => {
+                self.connections.counters.starved += 1;
+                self.starved.push(id);
+            }
+            _ => self.connections.lost(id, true),
+        }
+        if let Some(buffer) = completion.buffer {
+            self.ring.release(buffer);
+        }
+        if completion.result > 0 && !completion.more {
+            self.receive(id);
+        }
+    }
+
+    fn received_bytes(&mut self, id: ConnectionId, completion: Completion) {
+        if let Some(buffer) = completion.buffer {
+            let bytes = self.ring.bytes(buffer, completion.result as usize);
+            receive::received(&mut self.application, &mut self.connections, id, bytes);
+        }
+    }
+
+    fn sent(&mut self, completion: Completion) {
+        let id = id_of(completion.token);
+        if let Some(emptied) = self.ring.take_sent(completion.token) {
+            self.connections.recycle_vector(emptied);
+        }
+        if self.connections.get(id).is_none() {
+            self.connections.counters.stale += 1;
+        } else if completion.result < 0 {
+            self.connections.lost(id, true);
+        } else {
+            self.connections.sent(id);
+        }
+    }
+
+    /// Tells the application which connections are open no more, and which queues are empty.
+    fn tell(&mut self) {
+        let now = self.connections.now;
+        while !self.connections.ended.is_empty() || !self.connections.drained.is_empty() {
+            for (id, end) in std::mem::take(&mut self.connections.ended) {
+                self.application.closed(now, id, end, &mut self.connections);
+            }
+            for id in std::mem::take(&mut self.connections.drained) {
+                if self.connections.is_open(id) {
+                    self.application.drained(now, id, &mut self.connections);
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.connections.dirty);
+        for id in dirty.drain(..) {
+            self.flush_one(id);
+        }
+        self.connections.dirty = dirty;
+    }
+
+    fn flush_one(&mut self, id: ConnectionId) {
+        let spare = self.connections.spare_vector();
+        let Some(connection) = self.connections.get_mut(id) else {
+            return self.connections.recycle_vector(spare);
+        };
+        connection.flags.is_dirty = false;
+        let (phase, socket) = (connection.phase, Socket::Direct(connection.socket));
+        let ready = connection
+            .outbound
+            .as_mut()
+            .filter(|outbound| outbound.sending == 0 && outbound.waiting() > 0);
+        let (Some(outbound), true) = (ready, phase != Phase::Gone) else {
+            return self.connections.recycle_vector(spare);
+        };
+        let data = outbound.take_next(spare);
+        self.connections.sending(id, data.len());
+        let token = Token::new(Kind::Send, id.slot, id.generation);
+        self.ring.send(socket, data, token);
+    }
+
+    fn remove_gone(&mut self) {
+        while let Some(id) = self.connections.gone.pop() {
+            let Some(connection) = self.connections.get(id) else {
+                continue;
+            };
+            let (socket, flags) = (Socket::Direct(connection.socket), connection.flags);
+            if flags.is_receiving {
+                self.ring.cancel(receive_token(id));
+            }
+            self.ring.close(socket, flags.is_reset);
+            self.connections.remove(id);
+        }
+    }
+
+    /// Arms receives again, as many as buffers are free: one more would only fail at once.
+    fn rearm_starved(&mut self) {
+        let count = self.starved.len().min(self.ring.buffers_free());
+        let starved: Vec<ConnectionId> = self.starved.drain(..count).collect();
+        for id in starved {
+            self.receive(id);
+        }
+    }
+
+    fn rearm_listeners(&mut self) {
+        if !self.is_accepting || self.connections.now.monotonic_ms() < self.accept_after_ms {
+            return;
+        }
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if !listener.is_armed {
+                listener.is_armed = true;
+                self.ring.accept(listener.socket, accept_token(index));
+            }
+        }
+    }
+
+    fn receive(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if connection.phase != Phase::Gone && !connection.flags.is_receiving {
+            connection.flags.is_receiving = true;
+            let socket = Socket::Direct(connection.socket);
+            self.ring.receive(socket, receive_token(id));
+        }
+    }
+
+    fn phase(&self, id: ConnectionId) -> Option<Phase> {
+        self.connections.get(id).map(|connection| connection.phase)
+    }
+}
+
+fn accept_token(index: usize) -> Token {
+    Token::new(Kind::Accept, index as u32, 0)
+}
+
+fn receive_token(id: ConnectionId) -> Token {
+    Token::new(Kind::Receive, id.slot, id.generation)
+}
+
+fn id_of(token: Token) -> ConnectionId {
+    ConnectionId { slot: token.slot(), generation: token.generation() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! A conversation as its owner keeps it.
+
+use std::collections::VecDeque;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::appender::Waiter;
+use super::inbox::Raise;
+use super::order::Send;
+use super::stream::Asked;
+use crate::link::message::Accepted;
+use crate::link::record::{ConversationName, Id};
+
+/// Something that waits until the conversation is loaded, or until a look-up before it is done.
+pub enum Task {
+    Send(Waiter, Send),
+    Raise(Id, Raise),
+    Sync(Id, Asked, Vec<(ConversationName, u64)>),
+}
+
+/// A send that has its place and is not durable yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    pub lsn: u64,
+}
+
+/// See the module. Absent until first touched; loading until the store answered.
+#[derive(Default)]
+pub struct Conversation {
+    pub loaded: bool,
+    /// Highest seq assigned.
+    pub head: u64,
+    /// Highest seq durable: all that anybody else may see.
+    pub durable_head: u64,
+    /// Of every (user, id) durably accepted ...
+    pub fingerprints: HashSet<u64>,
+    /// ... if complete: then a miss proves that an id is new.
+    pub complete: bool,
+    /// By (user, id): accepted in this life and not durable yet.
+    pub pending: HashMap<(Id, Id), Pending>,
+    /// In order of arrival; the first one is being looked up when `looking_up` is set.
+    pub tasks: VecDeque<Task>,
+    pub looking_up: bool,
+    /// The look-up's answer, for the task at the front: it repeats this, or nothing.
+    pub looked_up: Option<Option<Accepted>>,
+}
+
+impl Conversation {
+    /// Whether the id may have been accepted durably before; only a look-up can tell.
+    pub fn may_know(&self, fingerprint: u64) -> bool {
+        !self.complete || self.fingerprints.contains(&fingerprint)
+    }
+}

@@ -1,0 +1,391 @@
+//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and users.
+//!
+//! In memory, rebuilt from the store; what is not durable is visible to nobody. Events come in
+//! through [`Sequencer::handle`] and [`Sequencer::tick`]; what it says goes into an [`Outlet`].
+//! When the store refuses its epoch it asks to be thrown away ([`Outcome::Rebuild`]): everything
+//! speculative goes with it, and the next one acquires a higher epoch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hashbrown::HashMap;
+
+use super::appender::{Appender, Decided, Waiter};
+use super::conversation::Conversation;
+use super::fanout::Fanout;
+use super::requests::{Purpose, Requests};
+use super::user::User;
+use crate::clock::Now;
+use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
+use crate::link::record::{ConversationName, Id, Record};
+use crate::link::wire::Wire;
+use crate::link::{LinkEvent, Outlet, PeerId};
+
+/// Cursors gather this long, newest per device and conversation, before they enter the log.
+pub(super) const GATHER_US: u64 = 20_000;
+/// After a restart fan-out waits at most this long for the edges to tell their sessions again.
+pub(super) const RETELL_US: u64 = 10_000_000;
+/// Bytes of decided records that may wait for the store; beyond it sends are refused.
+pub(super) const WAITING_SIZE_MAX: usize = 64 * 1024 * 1024;
+/// When a refused client may come again.
+pub(super) const RETRY_MS: u32 = 500;
+
+/// What the host does after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Continue,
+    /// Another sequencer holds a higher epoch, or the store's log is not the one we knew: drop this
+    /// one and start a new one with a new incarnation.
+    Rebuild,
+}
+
+/// Counters for the metrics page.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    pub accepted_total: u64,
+    pub duplicates_total: u64,
+    pub refused_total: u64,
+    pub delivered_total: u64,
+    pub backlog_messages_total: u64,
+    pub receipts_total: u64,
+    pub markers_total: u64,
+    pub acknowledgements_total: u64,
+    pub replaced_total: u64,
+    /// Entries of a peer that could not be decoded.
+    pub malformed_total: u64,
+    /// Clients that claimed a seq above their conversation's head.
+    pub seq_above_head_total: u64,
+    /// Messages that a range read should have held and did not. Must stay 0.
+    pub unaccounted: u64,
+}
+
+/// One edge shard.
+pub(super) struct Edge {
+    pub name: Id,
+    /// Counts the sessions with it.
+    pub life: u64,
+    /// Whose sessions it holds.
+    pub sessions: BTreeSet<(Id, Id)>,
+}
+
+/// See the module.
+pub struct Sequencer {
+    pub(super) store: PeerId,
+    incarnation: u64,
+    pub(super) now: Now,
+    /// `None` until the store granted an epoch.
+    pub(super) appender: Option<Appender>,
+    pub(super) requests: Requests,
+    pub(super) conversations: HashMap<ConversationName, Conversation>,
+    pub(super) users: HashMap<Id, User>,
+    pub(super) edges: BTreeMap<PeerId, Edge>,
+    lives: u64,
+    pub(super) fanout: Fanout,
+    pub(super) gathered: Gathered,
+    pub(super) sessions_counter: u64,
+    pub(super) last_mid: u64,
+    pub(super) last_ts: u64,
+    /// The store takes no batch now: new sends are refused until then.
+    pub(super) refuse_until_us: u64,
+    outcome: Outcome,
+    /// Peers that broke the protocol, for the host to cut.
+    pub broken: Vec<PeerId>,
+    pub counters: Counters,
+}
+
+/// Changed cursors on their way into one record.
+#[derive(Default)]
+pub(super) struct Gathered {
+    pub rows: BTreeMap<(Id, Id, ConversationName), Vec<Waiter>>,
+    pub since_us: u64,
+}
+
+impl Sequencer {
+    /// `incarnation`: random; names this life to the store. `store`: the peer that is the store.
+    pub fn new(incarnation: u64, store: PeerId) -> Sequencer {
+        Sequencer {
+            store,
+            incarnation,
+            now: Now::default(),
+            appender: None,
+            requests: Requests::default(),
+            conversations: HashMap::new(),
+            users: HashMap::new(),
+            edges: BTreeMap::new(),
+            lives: 0,
+            fanout: Fanout::default(),
+            gathered: Gathered::default(),
+            sessions_counter: 0,
+            last_mid: 0,
+            last_ts: 0,
+            refuse_until_us: 0,
+            outcome: Outcome::Continue,
+            broken: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes one event of the links.
+    pub fn handle(&mut self, now: Now, event: LinkEvent, out: &mut dyn Outlet) {
+        self.now = now;
+        match event {
+            LinkEvent::Began { peer, .. } if peer == self.store => self.store_began(out),
+            LinkEvent::Ended { peer } if peer == self.store => self.requests.close(),
+            LinkEvent::Entry { peer, number, entry } if peer == self.store => {
+                match FromStore::from_bytes(entry) {
+                    Ok(answer) => self.store_said(answer, out),
+                    Err(_) => self.break_with(peer),
+                }
+                out.answered(peer, number);
+            }
+            LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name),
+            LinkEvent::Ended { peer } => self.edge_ended(peer),
+            LinkEvent::Entry { peer, number, entry } => match ToSequencer::from_bytes(entry) {
+                Ok(said) => self.edge_said(peer, number, said, out),
+                Err(_) => self.break_with(peer),
+            },
+        }
+    }
+
+    /// Does what is due, and says what has gathered. Once a turn of the loop, after the events.
+    pub fn tick(&mut self, now: Now, out: &mut dyn Outlet) -> Outcome {
+        self.now = now;
+        if self.appender.is_some() {
+            self.advance_fanout(out);
+            self.flush_gathered();
+            self.cut_batch(out);
+        }
+        self.requests.flush(self.store, now.monotonic_us, out);
+        self.outcome
+    }
+
+    /// The highest log position known durable; 0 before an epoch is granted.
+    pub fn durable_lsn(&self) -> u64 {
+        self.appender.as_ref().map_or(0, Appender::durable_lsn)
+    }
+
+    /// Whether an epoch is granted: sends are taken.
+    pub fn is_serving(&self) -> bool {
+        self.appender.is_some()
+    }
+
+    /// Sessions that stand, over all edges.
+    pub fn session_count(&self) -> usize {
+        self.edges.values().map(|edge| edge.sessions.len()).sum()
+    }
+
+    /// Positions between the end of the log and what fan-out has settled.
+    pub fn fanout_lag(&self) -> u64 {
+        self.durable_lsn().saturating_sub(self.fanout.position())
+    }
+
+    /// The microseconds until [`Sequencer::tick`] has something to do by itself, at most `max_us`.
+    pub fn wait_us(&self, max_us: u64) -> u64 {
+        if self.gathered.rows.is_empty() {
+            return max_us;
+        }
+        let due = self.gathered.since_us + GATHER_US;
+        due.saturating_sub(self.now.monotonic_us).clamp(1, max_us)
+    }
+
+    pub(super) fn appender(&mut self) -> &mut Appender {
+        self.appender.as_mut().expect("nothing is decided before an epoch is granted")
+    }
+
+    /// An answer to an entry of an edge, unless the session it came in is over.
+    pub(super) fn answer(&mut self, waiter: Waiter, say: ToEdge, out: &mut dyn Outlet) {
+        if self.life_of(waiter.peer) == waiter.life {
+            self.say(waiter.peer, say, out);
+            out.answered(waiter.peer, waiter.number);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, waiter: Waiter, code: Code, why: &str, out: &mut dyn Outlet) {
+        self.counters.refused_total += 1;
+        let retry_ms = if code == Code::Unavailable { RETRY_MS } else { 0 };
+        let refused = ToEdge::Refused { to: waiter.number, code, message: why.into(), retry_ms };
+        self.answer(waiter, refused, out);
+    }
+
+    /// A push or an answer. One that the link does not take ends the session with that edge (the
+    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it here.
+    pub(super) fn say(&mut self, peer: PeerId, say: ToEdge, out: &mut dyn Outlet) {
+        let _ended_by_the_host = out.submit(peer, say.to_bytes());
+    }
+
+    pub(super) fn life_of(&self, peer: PeerId) -> u64 {
+        self.edges.get(&peer).map_or(0, |edge| edge.life)
+    }
+
+    pub(super) fn ask(&mut self, ask: ToStore, purpose: Purpose, out: &mut dyn Outlet) {
+        self.requests.ask(ask, purpose);
+        self.requests.flush(self.store, self.now.monotonic_us, out);
+    }
+
+    fn break_with(&mut self, peer: PeerId) {
+        self.counters.malformed_total += 1;
+        self.broken.push(peer);
+    }
+
+    fn store_began(&mut self, out: &mut dyn Outlet) {
+        self.requests.close();
+        let incarnation = self.incarnation;
+        let ask = match &self.appender {
+            None => ToStore::Acquire { incarnation },
+            Some(appender) => ToStore::Resume { epoch: appender.epoch, incarnation },
+        };
+        self.requests.ask_first(self.store, ask, out);
+    }
+
+    fn store_said(&mut self, answer: FromStore, out: &mut dyn Outlet) {
+        if let FromStore::Unavailable { to } = answer {
+            let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
+            if self.requests.again(to, later_us) == Some(&Purpose::Append) {
+                self.refuse_until_us = later_us;
+            }
+            return;
+        }
+        let Some(purpose) = self.requests.take(answer.to()) else {
+            return;
+        };
+        match (answer, purpose) {
+            (granted @ FromStore::Granted { .. }, _) => self.granted(granted, out),
+            (FromStore::Resumed { next_lsn, .. }, _) => self.resumed(next_lsn),
+            (FromStore::Fenced { .. }, _) => self.outcome = Outcome::Rebuild,
+            (FromStore::Durable { next_lsn, .. }, _) => self.became_durable(next_lsn, out),
+            (
+                FromStore::Conversation { head, fingerprints, complete, .. },
+                Purpose::Conversation(convo),
+            ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
+            (FromStore::User { devices, cursors, .. }, Purpose::User(user)) => {
+                self.user_loaded(user, devices, cursors, out);
+            }
+            (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
+                self.looked_up(convo, message, out);
+            }
+            (
+                FromStore::Messages { messages, .. },
+                Purpose::Range { user, device, convo, stream },
+            ) => self.range_read(&user, &device, &convo, stream, &messages, out),
+            (FromStore::Records { records, count, .. }, Purpose::Log) => {
+                self.log_read(records, count, out);
+            }
+            _ => self.break_with(self.store),
+        }
+    }
+
+    fn granted(&mut self, granted: FromStore, out: &mut dyn Outlet) {
+        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, .. } = granted else {
+            return;
+        };
+        self.appender = Some(Appender::new(epoch, next_lsn));
+        self.last_mid = mid;
+        self.last_ts = ts;
+        let resume_us = self.now.monotonic_us + RETELL_US;
+        self.fanout.recover(fanned_out, next_lsn - 1, edges, resume_us);
+        self.requests.open();
+        self.read_log(out);
+        let present: Vec<Id> = self.edges.values().map(|edge| edge.name.clone()).collect();
+        present.into_iter().for_each(|name| self.note_edge(name, true));
+    }
+
+    fn resumed(&mut self, next_lsn: u64) {
+        if self.appender().expects(next_lsn) {
+            self.requests.open();
+        } else {
+            self.outcome = Outcome::Rebuild;
+        }
+    }
+
+    fn became_durable(&mut self, next_lsn: u64, out: &mut dyn Outlet) {
+        for decided in self.appender().durable(next_lsn) {
+            self.apply_durable(&decided, out);
+            self.fanout.push(decided.lsn, decided.record);
+        }
+    }
+
+    fn apply_durable(&mut self, decided: &Decided, out: &mut dyn Outlet) {
+        match &decided.record {
+            Record::Message { message } => self.message_durable(message, &decided.waiters, out),
+            Record::Cursors { cursors } => {
+                cursors.iter().for_each(|cursor| self.cursor_durable(cursor));
+                for waiter in &decided.waiters {
+                    self.answer(*waiter, ToEdge::Done { to: waiter.number }, out);
+                }
+            }
+            Record::Device { user, device, .. } => {
+                self.device_durable(user, device, &decided.waiters, out);
+            }
+            Record::FannedOut { .. } | Record::Edge { .. } | Record::Epoch { .. } => {}
+        }
+    }
+
+    fn cut_batch(&mut self, out: &mut dyn Outlet) {
+        if let Some(append) = self.appender().cut() {
+            self.ask(append, Purpose::Append, out);
+        }
+    }
+
+    fn edge_began(&mut self, peer: PeerId, name: Id) {
+        self.lives += 1;
+        self.fanout.untold(&name);
+        let edge = Edge { name: name.clone(), life: self.lives, sessions: BTreeSet::new() };
+        self.edges.insert(peer, edge);
+        if self.appender.is_some() {
+            self.note_edge(name, true);
+        }
+    }
+
+    fn edge_ended(&mut self, peer: PeerId) {
+        let Some(edge) = self.edges.remove(&peer) else {
+            return;
+        };
+        for (user, device) in &edge.sessions {
+            self.forget_session(user, device, peer);
+        }
+        if self.appender.is_some() {
+            self.note_edge(edge.name, false);
+        }
+    }
+
+    fn note_edge(&mut self, name: Id, present: bool) {
+        if self.fanout.note_edge(&name, present) {
+            self.appender().append(Record::Edge { name, present }, Vec::new());
+        }
+    }
+
+    fn edge_said(&mut self, peer: PeerId, number: u64, said: ToSequencer, out: &mut dyn Outlet) {
+        let waiter = Waiter { peer, life: self.life_of(peer), number, dup: false };
+        match said {
+            ToSequencer::Send { user, device, target, id, body, .. } => {
+                self.send(waiter, super::order::Send { user, device, target, id, body }, out);
+            }
+            ToSequencer::Acknowledge { user, device, convo, seq, watermark, .. } => {
+                let raise = super::inbox::Raise { waiter, device, convo, seq, watermark };
+                self.acknowledge(user, raise, out);
+            }
+            ToSequencer::Sync { address, session, user, device, convos } => {
+                let asked = super::stream::Asked { waiter, address, session, device };
+                self.sync(user, asked, convos, out);
+            }
+            ToSequencer::Retold => {
+                if let Some(edge) = self.edges.get(&peer) {
+                    self.fanout.told(&edge.name);
+                }
+                out.answered(peer, number);
+            }
+            session => self.session_said(waiter, session, out),
+        }
+    }
+}
+
+impl FromStore {
+    /// The entry that this answers.
+    pub fn to(&self) -> u64 {
+        use FromStore::*;
+        match self {
+            Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
+            Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
+            Messages { to, .. } | Records { to, .. } | Unavailable { to } => *to,
+        }
+    }
+}

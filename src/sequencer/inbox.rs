@@ -1,0 +1,142 @@
+//! Acknowledgements and markers: cursors that only move forward, and reach the log coalesced.
+
+use super::appender::Waiter;
+use super::conversation::Task as ConversationTask;
+use super::core::Sequencer;
+use super::order::{check_name, is_member};
+use super::user::Task;
+use crate::link::Outlet;
+use crate::link::message::{Code, ToEdge, Watermark};
+use crate::link::record::{ConversationName, Cursor, Id, Record};
+
+/// A client's acknowledgement.
+pub struct Raise {
+    pub waiter: Waiter,
+    pub device: Id,
+    pub convo: ConversationName,
+    pub seq: u64,
+    pub watermark: Watermark,
+}
+
+impl Sequencer {
+    pub(super) fn acknowledge(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
+        if let Err((code, why)) = check_name(&raise.convo) {
+            return self.refuse(raise.waiter, code, why, out);
+        }
+        if !is_member(&raise.convo, &user) {
+            return self.refuse(raise.waiter, Code::NotMember, "not a member of it", out);
+        }
+        self.with_conversation(raise.convo.clone(), ConversationTask::Raise(user, raise), out);
+    }
+
+    /// The conversation is loaded: an acknowledgement beyond its head is refused.
+    pub(super) fn raise_checked(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
+        let head = self.conversations.get(&raise.convo).map_or(0, |entry| entry.durable_head);
+        if head == 0 {
+            return self.refuse(
+                raise.waiter,
+                Code::NoSuchConversation,
+                "no such conversation",
+                out,
+            );
+        }
+        if raise.seq > head {
+            self.counters.seq_above_head_total += 1;
+            return self.refuse(raise.waiter, Code::BadRequest, "beyond the head", out);
+        }
+        self.with_user(user, Task::Raise(raise), out);
+    }
+
+    /// The user is loaded: the cursor rises, and waits for the log.
+    pub(super) fn raise(&mut self, user: &Id, raise: Raise, out: &mut dyn Outlet) {
+        let Raise { waiter, device, convo, seq, watermark } = raise;
+        let entry = self.users.get_mut(user).expect("loaded by the caller");
+        let Some(owner) = entry.devices.get_mut(&device) else {
+            return self.refuse(waiter, Code::BadRequest, "this device has no session", out);
+        };
+        let cursor = owner.cursors.entry(convo.clone()).or_default();
+        let before = (cursor.delivered, cursor.read);
+        cursor.delivered = cursor.delivered.max(seq);
+        if watermark == Watermark::Read {
+            cursor.read = cursor.read.max(seq);
+        }
+        let risen = (cursor.delivered, cursor.read) != before;
+        let settled = (cursor.durable_delivered, cursor.durable_read) == before;
+        if !risen && settled {
+            return self.answer(waiter, ToEdge::Done { to: waiter.number }, out);
+        }
+        if risen {
+            self.counters.acknowledgements_total += 1;
+            if let Some(session) = &mut owner.session {
+                session.acknowledged(&convo, seq);
+            }
+        }
+        self.gather((user.clone(), device, convo), Some(waiter));
+    }
+
+    /// Writes a marker for a device that is behind and has none.
+    pub(super) fn mark(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
+        let cursor = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
+        let cursor = cursor.and_then(|device| device.cursors.get_mut(convo));
+        let Some(cursor) = cursor else { return };
+        if cursor.marker == 0 && cursor.fanned > cursor.delivered {
+            cursor.marker = cursor.delivered + 1;
+            self.counters.markers_total += 1;
+            self.gather((user.clone(), device.clone(), convo.clone()), None);
+        }
+    }
+
+    /// The cursors that changed go into one record, as they stand now.
+    pub(super) fn flush_gathered(&mut self) {
+        let due = self.now.monotonic_us >= self.gathered.since_us + super::core::GATHER_US;
+        if self.gathered.rows.is_empty() || !due {
+            return;
+        }
+        let rows = std::mem::take(&mut self.gathered.rows);
+        let mut cursors = Vec::with_capacity(rows.len());
+        let mut waiters = Vec::new();
+        for ((user, device, convo), waiting) in rows {
+            waiters.extend(waiting);
+            cursors.extend(self.cursor_row(user, device, convo));
+        }
+        self.appender().append(Record::Cursors { cursors }, waiters);
+    }
+
+    /// A cursor is in the log: from now on it may be told.
+    pub(super) fn cursor_durable(&mut self, row: &Cursor) {
+        let owner =
+            self.users.get_mut(&row.user).and_then(|user| user.devices.get_mut(&row.device));
+        let Some(owner) = owner else { return };
+        let cursor = owner.cursors.entry(row.convo.clone()).or_default();
+        cursor.durable_delivered = cursor.durable_delivered.max(row.delivered);
+        cursor.durable_read = cursor.durable_read.max(row.read);
+        cursor.durable_marker = row.marker;
+        if row.marker == 0 {
+            cursor.removals = cursor.removals.saturating_sub(1);
+        }
+    }
+
+    fn gather(&mut self, key: (Id, Id, ConversationName), waiter: Option<Waiter>) {
+        if self.gathered.rows.is_empty() {
+            self.gathered.since_us = self.now.monotonic_us;
+        }
+        self.gathered.rows.entry(key).or_default().extend(waiter);
+    }
+
+    /// The whole row. Here a marker goes: when the device has acknowledged all that was fanned out.
+    fn cursor_row(&mut self, user: Id, device: Id, convo: ConversationName) -> Option<Cursor> {
+        let head = self.conversations.get(&convo).map_or(u64::MAX, |entry| entry.durable_head);
+        let owner = self.users.get_mut(&user)?.devices.get_mut(&device)?;
+        let cursor = owner.cursors.get_mut(&convo)?;
+        // Without anything fanned out in this life, only the head itself is known to be enough.
+        let last = if cursor.fanned > 0 { cursor.fanned } else { head };
+        if cursor.marker != 0 && cursor.delivered >= last {
+            cursor.marker = 0;
+        } else if cursor.marker != 0 {
+            cursor.marker = cursor.delivered + 1;
+        }
+        cursor.removals += u32::from(cursor.marker == 0);
+        let (delivered, read, marker) = (cursor.delivered, cursor.read, cursor.marker);
+        Some(Cursor { user, device, convo, delivered, read, marker })
+    }
+}

@@ -1,0 +1,106 @@
+//! The sequencer's counters on the metrics page.
+
+use super::core::Sequencer;
+use crate::admin::{Counter, Gauge, Registry};
+use crate::link::host::LinkCounters;
+
+/// Handles of everything that is published.
+pub struct Metrics {
+    accepted: Counter,
+    duplicates: Counter,
+    refused: Counter,
+    delivered: Counter,
+    backlog: Counter,
+    receipts: Counter,
+    markers: Counter,
+    acknowledgements: Counter,
+    replaced: Counter,
+    malformed: Counter,
+    above_head: Counter,
+    unaccounted: Gauge,
+    sessions: Gauge,
+    durable: Gauge,
+    lag: Gauge,
+    link_sessions: Counter,
+    link_violations: Counter,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Metrics {
+        let counter = |name, help| registry.counter(name, help);
+        Metrics {
+            accepted: counter(
+                "aldis_messages_accepted_total",
+                "Messages made durable and answered sent, since this process started",
+            ),
+            duplicates: counter(
+                "aldis_messages_duplicate_total",
+                "Sends that repeated an accepted one and got its first answer",
+            ),
+            refused: counter("aldis_operations_refused_total", "Operations answered by an error"),
+            delivered: counter(
+                "aldis_messages_pushed_total",
+                "Live messages handed to edges, one per device",
+            ),
+            backlog: counter(
+                "aldis_backlog_messages_total",
+                "Messages handed to edges by catching up",
+            ),
+            receipts: counter("aldis_receipts_total", "Receipts handed to edges"),
+            markers: counter("aldis_markers_total", "Inbox markers written"),
+            acknowledgements: counter(
+                "aldis_acknowledgements_total",
+                "Client acknowledgements that raised a cursor",
+            ),
+            replaced: counter(
+                "aldis_sessions_replaced_total",
+                "Sessions ended by a newer one of the same device",
+            ),
+            malformed: counter(
+                "aldis_link_malformed_total",
+                "Entries that could not be decoded; must stay 0",
+            ),
+            above_head: counter(
+                "aldis_seq_above_head_total",
+                "Client claims of a seq that was never accepted",
+            ),
+            unaccounted: registry.gauge(
+                "aldis_messages_unaccounted",
+                "Accepted messages that a read should have found and did not; must stay 0",
+            ),
+            sessions: registry.gauge("aldis_sessions", "Sessions that stand"),
+            durable: registry.gauge("aldis_log_durable_lsn", "Highest durable log position known"),
+            lag: registry.gauge(
+                "aldis_fanout_lag",
+                "Log positions that are not acknowledged or marked at every target yet",
+            ),
+            link_sessions: counter("aldis_link_sessions_total", "Link sessions begun"),
+            link_violations: counter(
+                "aldis_link_violations_total",
+                "Link connections cut for breaking the protocol; must stay 0",
+            ),
+        }
+    }
+
+    /// Copies the present values. Once a turn: plain stores, no locks.
+    pub fn publish(&self, logic: &Sequencer, links: &LinkCounters) {
+        let counters = &logic.counters;
+        self.accepted.set(counters.accepted_total);
+        self.duplicates.set(counters.duplicates_total);
+        self.refused.set(counters.refused_total);
+        self.delivered.set(counters.delivered_total);
+        self.backlog.set(counters.backlog_messages_total);
+        self.receipts.set(counters.receipts_total);
+        self.markers.set(counters.markers_total);
+        self.acknowledgements.set(counters.acknowledgements_total);
+        self.replaced.set(counters.replaced_total);
+        self.malformed.set(counters.malformed_total);
+        self.above_head.set(counters.seq_above_head_total);
+        self.unaccounted.set(counters.unaccounted as _);
+        self.sessions.set(logic.session_count() as _);
+        self.durable.set(logic.durable_lsn() as _);
+        self.lag.set(logic.fanout_lag() as _);
+        self.link_sessions.set(links.sessions_total);
+        self.link_violations.set(links.violations_total);
+    }
+}

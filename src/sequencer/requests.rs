@@ -1,0 +1,96 @@
+//! Questions to the store that are not answered yet.
+//!
+//! A question outlives the store that was asked: it is put again to the next one, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::link::message::ToStore;
+use crate::link::record::{ConversationName, Id};
+use crate::link::wire::Wire;
+use crate::link::{Outlet, PeerId};
+
+/// What an answer of the store is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `Acquire` or `Resume`: put by whoever handles the new session, never repeated.
+    Epoch,
+    Append,
+    Conversation(ConversationName),
+    User(Id),
+    /// The send at the head of this conversation's queue may be a repetition.
+    Lookup(ConversationName),
+    /// A piece of a session's catching up.
+    Range {
+        user: Id,
+        device: Id,
+        convo: ConversationName,
+        stream: u64,
+    },
+    /// The log above the fan-out position.
+    Log,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Requests {
+    asked: BTreeMap<u64, (ToStore, Purpose)>,
+    unasked: VecDeque<(ToStore, Purpose)>,
+    /// Set while the store serves our epoch; otherwise questions wait.
+    open: bool,
+    /// The store said that it could not answer: nothing is asked before.
+    held_until_us: u64,
+}
+
+impl Requests {
+    /// Adds a question; [`Requests::flush`] puts it.
+    pub fn ask(&mut self, ask: ToStore, purpose: Purpose) {
+        self.unasked.push_back((ask, purpose));
+    }
+
+    /// Puts the question that opens a session with the store, ahead of all others.
+    pub fn ask_first(&mut self, store: PeerId, ask: ToStore, out: &mut dyn Outlet) {
+        if let Ok(number) = out.submit(store, ask.to_bytes()) {
+            self.asked.insert(number, (ask, Purpose::Epoch));
+        }
+    }
+
+    /// The purpose of the question that entry `number` put.
+    pub fn take(&mut self, number: u64) -> Option<Purpose> {
+        self.asked.remove(&number).map(|(_, purpose)| purpose)
+    }
+
+    /// The store could not answer `number` now: the question is put again, first, but not before
+    /// `later_us`. Returns what it was for.
+    pub fn again(&mut self, number: u64, later_us: u64) -> Option<&Purpose> {
+        let question = self.asked.remove(&number)?;
+        self.held_until_us = later_us;
+        self.unasked.push_front(question);
+        self.unasked.front().map(|(_, purpose)| purpose)
+    }
+
+    /// The session with the store is over: everything unanswered is to be asked again, first.
+    pub fn close(&mut self) {
+        self.open = false;
+        let asked = std::mem::take(&mut self.asked).into_values();
+        let repeated = asked.filter(|(_, purpose)| *purpose != Purpose::Epoch);
+        let later = std::mem::take(&mut self.unasked);
+        self.unasked = repeated.chain(later).collect();
+    }
+
+    /// The store serves our epoch.
+    pub fn open(&mut self) {
+        self.open = true;
+    }
+
+    /// Puts what waits, as far as the link takes it.
+    pub fn flush(&mut self, store: PeerId, now_us: u64, out: &mut dyn Outlet) {
+        while self.open
+            && now_us >= self.held_until_us
+            && let Some((ask, _)) = self.unasked.front()
+            && let Ok(number) = out.submit(store, ask.to_bytes())
+        {
+            let question = self.unasked.pop_front().expect("looked at it");
+            self.asked.insert(number, question);
+        }
+    }
+}

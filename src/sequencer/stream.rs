@@ -1,0 +1,397 @@
+//! Catching up: a session's backlog, read from the store in order, paced by the connection alone.
+//!
+//! Per (session, conversation) `pushed_upto` says what the connection was given. While a conversation
+//! catches up nothing live of it is pushed, since the catching up will reach it; it turns live once
+//! everything fanned out has been pushed. So live never overtakes backlog, and nothing is skipped.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::appender::Waiter;
+use super::conversation::Task as ConversationTask;
+use super::core::Sequencer;
+use super::order::{check_name, is_member};
+use super::requests::Purpose;
+use super::sessions::Retired;
+use super::user::Task;
+use crate::limits::CHUNK_SIZE_MAX;
+use crate::link::message::{Address, Code, PushTarget, SessionNumber, ToEdge, ToStore};
+use crate::link::record::{ConversationName, Id, Message};
+use crate::link::{Outlet, PeerId};
+
+/// Who asked for a `sync`.
+#[derive(Clone)]
+pub struct Asked {
+    pub waiter: Waiter,
+    pub address: Address,
+    pub session: SessionNumber,
+    pub device: Id,
+}
+
+/// Where a session stands in one conversation.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    pushed_upto: u64,
+    catching: bool,
+    /// The session's stream when it last began to catch up; a drop reported of an earlier one is void.
+    stream: u64,
+}
+
+/// One catching up: asked for by a client, or by the sequencer itself (`reply` is `None`).
+struct Request {
+    reply: Option<Waiter>,
+    /// Conversations still to do, with what the client has of each.
+    due: VecDeque<(ConversationName, u64)>,
+    heads: Vec<(ConversationName, u64)>,
+}
+
+/// A live connection of a device.
+pub struct Session {
+    pub peer: PeerId,
+    pub address: Address,
+    pub number: SessionNumber,
+    /// Nothing is pushed before the first `sync`.
+    pub manual: bool,
+    stream: u64,
+    positions: BTreeMap<ConversationName, Position>,
+    requests: VecDeque<Request>,
+    /// The conversation being read for the first request, and what was fanned out when it was asked.
+    reading: Option<(ConversationName, u64)>,
+    /// A chunk is on its way to the socket.
+    awaits_room: bool,
+}
+
+/// What a live message means for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Live {
+    /// It is the next one: push it.
+    Push,
+    /// It was pushed, or the catching up will reach it.
+    Skip,
+    /// Something before it was never pushed: catch up from here.
+    Gap { pushed_upto: u64 },
+}
+
+impl Session {
+    pub fn new(peer: PeerId, address: Address, number: SessionNumber, manual: bool) -> Session {
+        Session {
+            peer,
+            address,
+            number,
+            manual,
+            stream: 1,
+            positions: BTreeMap::new(),
+            requests: VecDeque::new(),
+            reading: None,
+            awaits_room: false,
+        }
+    }
+
+    pub fn target(&self) -> PushTarget {
+        PushTarget { address: self.address, session: self.number, stream: self.stream }
+    }
+
+    /// Decides about a live message; `delivered` is the device's cursor. Counts it as pushed if so.
+    pub fn live(&mut self, convo: &ConversationName, seq: u64, delivered: u64) -> Live {
+        if self.manual {
+            return Live::Skip;
+        }
+        let stream = self.stream;
+        let start = Position { pushed_upto: delivered, catching: false, stream };
+        let position = self.positions.entry(convo.clone()).or_insert(start);
+        if position.catching || seq <= position.pushed_upto {
+            return Live::Skip;
+        }
+        if seq > position.pushed_upto + 1 {
+            return Live::Gap { pushed_upto: position.pushed_upto };
+        }
+        position.pushed_upto = seq;
+        Live::Push
+    }
+
+    /// The device acknowledged: a position that says no more than the cursor is not kept.
+    pub fn acknowledged(&mut self, convo: &ConversationName, seq: u64) {
+        let done = |position: &Position| !position.catching && position.pushed_upto <= seq;
+        if self.positions.get(convo).is_some_and(done) {
+            self.positions.remove(convo);
+        }
+    }
+
+    fn begin(&mut self, request: Request) {
+        self.stream += 1;
+        for (convo, pushed_upto) in &request.due {
+            let position =
+                Position { pushed_upto: *pushed_upto, catching: true, stream: self.stream };
+            self.positions.insert(convo.clone(), position);
+        }
+        self.requests.push_back(request);
+    }
+}
+
+impl Sequencer {
+    /// A client's `sync`. Every conversation it names is loaded first: if one is unknown, nothing
+    /// is sent.
+    pub(super) fn sync(
+        &mut self,
+        user: Id,
+        asked: Asked,
+        convos: Option<Vec<(ConversationName, u64)>>,
+        out: &mut dyn Outlet,
+    ) {
+        for (convo, _) in convos.iter().flatten() {
+            if let Err((code, why)) = check_name(convo) {
+                return self.refuse(asked.waiter, code, why, out);
+            }
+            if !is_member(convo, &user) {
+                return self.refuse(asked.waiter, Code::NotMember, "not a member of it", out);
+            }
+            match self.conversations.get(convo) {
+                Some(entry) if entry.loaded && entry.durable_head == 0 => {
+                    let why = "no such conversation";
+                    return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
+                }
+                Some(entry) if entry.loaded => {}
+                _ => {
+                    let convo = convo.clone();
+                    let convos = convos.unwrap_or_default();
+                    let task = ConversationTask::Sync(user, asked, convos);
+                    return self.with_conversation(convo, task, out);
+                }
+            }
+        }
+        self.with_user(user, Task::Sync(asked, convos), out);
+    }
+
+    pub(super) fn sync_loaded(
+        &mut self,
+        user: &Id,
+        asked: Asked,
+        convos: Option<Vec<(ConversationName, u64)>>,
+        out: &mut dyn Outlet,
+    ) {
+        let Asked { waiter, address, session: number, device } = asked;
+        let named = Retired { peer: waiter.peer, address, number, device: device.clone() };
+        if !self.has_session(user, &named) {
+            return self.refuse(waiter, Code::Unavailable, "the session is not confirmed", out);
+        }
+        if let Some(session) = self.session(user, &device) {
+            session.manual = false;
+        }
+        let Some(convos) = convos else {
+            return self.catch_up(user, &device, Some(waiter), out);
+        };
+        let mut due = VecDeque::new();
+        for (convo, seq) in convos {
+            let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
+            self.counters.seq_above_head_total += u64::from(seq > head);
+            due.push_back((convo, seq.min(head)));
+        }
+        self.stream(user, &device, Request { reply: Some(waiter), due, heads: Vec::new() }, out);
+    }
+
+    /// Streams everything behind the device's cursors, then says `synced`.
+    pub(super) fn catch_up(
+        &mut self,
+        user: &Id,
+        device: &Id,
+        reply: Option<Waiter>,
+        out: &mut dyn Outlet,
+    ) {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        let Some(owner) = owner else { return };
+        let behind = owner.cursors.iter().filter(|(_, cursor)| cursor.is_behind());
+        let due = behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered)).collect();
+        self.stream(user, device, Request { reply, due, heads: Vec::new() }, out);
+    }
+
+    /// A live message did not follow what was pushed: everything from there on is read again.
+    pub(super) fn catch_up_from(
+        &mut self,
+        user: &Id,
+        device: &Id,
+        convo: ConversationName,
+        pushed_upto: u64,
+        out: &mut dyn Outlet,
+    ) {
+        let due = VecDeque::from([(convo, pushed_upto)]);
+        self.stream(user, device, Request { reply: None, due, heads: Vec::new() }, out);
+    }
+
+    /// The chunk has left for the socket.
+    pub(super) fn room(&mut self, user: &Id, named: &Retired, out: &mut dyn Outlet) {
+        if self.has_session(user, named)
+            && let Some(session) = self.session(user, &named.device)
+        {
+            session.awaits_room = false;
+            self.pump(user, &named.device, out);
+        }
+    }
+
+    /// The edge did not queue a live push: the connection was behind.
+    pub(super) fn dropped(
+        &mut self,
+        user: &Id,
+        named: &Retired,
+        convo: ConversationName,
+        seq: u64,
+        stream: u64,
+        out: &mut dyn Outlet,
+    ) {
+        if !self.has_session(user, named) {
+            return;
+        }
+        let Some(session) = self.session(user, &named.device) else {
+            return;
+        };
+        let position = session.positions.get(&convo);
+        if position.is_some_and(|position| position.stream > stream) {
+            return;
+        }
+        let pushed_upto = position.map_or(seq, |position| position.pushed_upto);
+        self.catch_up_from(user, &named.device, convo, pushed_upto.min(seq - 1), out);
+    }
+
+    /// A piece of the log came for a session's catching up.
+    pub(super) fn range_read(
+        &mut self,
+        user: &Id,
+        device: &Id,
+        convo: &ConversationName,
+        stream: u64,
+        messages: &[Message],
+        out: &mut dyn Outlet,
+    ) {
+        let fanned_now = self.fanned(user, device, convo);
+        let Some(session) = self.session(user, device) else {
+            return;
+        };
+        let reading = session.reading.take_if(|(reading, _)| reading == convo);
+        let Some((_, fanned)) = reading else { return };
+        let (peer, target) = (session.peer, session.target());
+        let Some(position) = session.positions.get_mut(convo) else {
+            return;
+        };
+        if position.stream != stream {
+            return self.pump(user, device, out);
+        }
+        let Some(last) = messages.last() else {
+            // Nothing there. What was fanned out before the question should have been; what was
+            // fanned out since takes another read.
+            let missing = fanned.saturating_sub(position.pushed_upto);
+            self.counters.unaccounted += missing;
+            if missing > 0 || fanned_now <= fanned {
+                self.finish_conversation(user, device, convo);
+            }
+            return self.pump(user, device, out);
+        };
+        let expected = last.seq - position.pushed_upto;
+        position.pushed_upto = last.seq;
+        session.awaits_room = true;
+        self.counters.unaccounted += expected - messages.len() as u64;
+        self.counters.backlog_messages_total += messages.len() as u64;
+        let messages = messages.to_vec();
+        self.say(peer, ToEdge::Backlog { target, messages, wants_room: true }, out);
+    }
+
+    pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
+        self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
+    }
+
+    fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
+        if let Some(session) = self.session(user, device) {
+            session.begin(request);
+            self.pump(user, device, out);
+        }
+    }
+
+    /// Goes on with the first request, if nothing is under way for this session.
+    fn pump(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {
+        loop {
+            let Some(session) = self.session(user, device) else {
+                return;
+            };
+            if session.awaits_room || session.reading.is_some() {
+                return;
+            }
+            let Some(request) = session.requests.front() else {
+                return;
+            };
+            let Some((convo, _)) = request.due.front().cloned() else {
+                self.finish_request(user, device, out);
+                continue;
+            };
+            if self.is_live(user, device, &convo) {
+                self.finish_conversation(user, device, &convo);
+                continue;
+            }
+            return self.read_range(user, device, convo, out);
+        }
+    }
+
+    /// Everything fanned out in this life has been pushed; before the first such message only an
+    /// empty read can tell.
+    fn is_live(&mut self, user: &Id, device: &Id, convo: &ConversationName) -> bool {
+        let fanned = self.fanned(user, device, convo);
+        let position = self.session(user, device).and_then(|session| session.positions.get(convo));
+        fanned > 0 && position.is_some_and(|position| position.pushed_upto >= fanned)
+    }
+
+    fn fanned(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
+    }
+
+    fn read_range(
+        &mut self,
+        user: &Id,
+        device: &Id,
+        convo: ConversationName,
+        out: &mut dyn Outlet,
+    ) {
+        let fanned = self.fanned(user, device, &convo);
+        let Some(session) = self.session(user, device) else {
+            return;
+        };
+        let Some(position) = session.positions.get(&convo) else {
+            return;
+        };
+        let (first, stream) = (position.pushed_upto + 1, position.stream);
+        session.reading = Some((convo.clone(), fanned));
+        let size_max = CHUNK_SIZE_MAX as u32;
+        let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
+        let (user, device) = (user.clone(), device.clone());
+        self.ask(ask, Purpose::Range { user, device, convo, stream }, out);
+    }
+
+    fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
+        let Some(session) = self.session(user, device) else {
+            return;
+        };
+        let Some(position) = session.positions.get_mut(convo) else {
+            return;
+        };
+        position.catching = false;
+        let pushed_upto = position.pushed_upto;
+        if let Some(request) = session.requests.front_mut() {
+            request.due.pop_front();
+            request.heads.push((convo.clone(), pushed_upto));
+        }
+    }
+
+    fn finish_request(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {
+        let Some(session) = self.session(user, device) else {
+            return;
+        };
+        let Some(request) = session.requests.pop_front() else {
+            return;
+        };
+        let (target, peer) = (session.target(), session.peer);
+        let heads = request.heads;
+        match request.reply {
+            Some(waiter) => {
+                let synced = ToEdge::Synced { target, to: waiter.number, heads };
+                self.answer(waiter, synced, out);
+            }
+            None => self.say(peer, ToEdge::Synced { target, to: 0, heads }, out),
+        }
+    }
+}

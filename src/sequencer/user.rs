@@ -1,0 +1,194 @@
+//! A user as his owner keeps him: devices, their cursors, their sessions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use super::appender::Waiter;
+use super::inbox::Raise;
+use super::sessions::{Confirmed, Retired};
+use super::stream::{Asked, Session};
+use crate::link::message::Watermark;
+use crate::link::record::{ConversationName, Cursor, Id, Message};
+
+/// The pseudo-device of a user who never connected: it holds his marker until the first device
+/// inherits it. No real device has an empty id.
+pub const NO_DEVICE: &str = "";
+
+/// Something that waits until the user is loaded.
+pub enum Task {
+    Open(Waiter, Id),
+    Confirm(Confirmed),
+    Close(Retired),
+    Raise(Raise),
+    Sync(Asked, Option<Vec<(ConversationName, u64)>>),
+    Room(Retired),
+    Dropped(Retired, ConversationName, u64, u64),
+    /// A message to be fanned out, with its position.
+    Fan(u64, Rc<Message>),
+    /// This user's watermarks may have risen with the record at this position.
+    Risen(u64, ConversationName),
+    /// Somebody's watermark rose; this user's sessions are to hear, all but this device's.
+    Tell {
+        convo: ConversationName,
+        seq: u64,
+        watermark: Watermark,
+        by: Id,
+    },
+}
+
+/// Where one device stands in one conversation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceCursor {
+    pub delivered: u64,
+    pub read: u64,
+    /// First undelivered seq, if there is a marker, decided.
+    pub marker: u64,
+    pub durable_delivered: u64,
+    pub durable_read: u64,
+    /// The marker that is durable; 0: none.
+    pub durable_marker: u64,
+    /// Rows on their way into the log that carry no marker, and so would remove a durable one.
+    pub removals: u32,
+    /// Highest seq that this sequencer fanned out to the device; 0: none in this life.
+    pub fanned: u64,
+}
+
+impl DeviceCursor {
+    /// Something was fanned out that the device has not acknowledged.
+    pub fn is_behind(&self) -> bool {
+        self.marker != 0 || self.fanned > self.delivered
+    }
+
+    /// The message `seq` is in good hands durably: acknowledged, or behind a marker that no row
+    /// under way removes. (Without the latter: marker durable, its removal decided, a new message
+    /// counted as marked, the removal durable, a crash, and the message is in no inbox.)
+    pub fn settles(&self, seq: u64) -> bool {
+        let marked = self.durable_marker != 0 && self.marker != 0 && self.removals == 0;
+        self.durable_delivered >= seq || marked
+    }
+
+    fn stored(cursor: &Cursor) -> DeviceCursor {
+        DeviceCursor {
+            delivered: cursor.delivered,
+            read: cursor.read,
+            marker: cursor.marker,
+            durable_delivered: cursor.delivered,
+            durable_read: cursor.read,
+            durable_marker: cursor.marker,
+            removals: 0,
+            fanned: 0,
+        }
+    }
+}
+
+/// One device.
+#[derive(Default)]
+pub struct Device {
+    pub cursors: BTreeMap<ConversationName, DeviceCursor>,
+    pub session: Option<Session>,
+    /// Its record is in the log, durably.
+    pub known: bool,
+}
+
+/// See the module. Loading until the store answered.
+#[derive(Default)]
+pub struct User {
+    pub loaded: bool,
+    pub tasks: VecDeque<Task>,
+    pub devices: BTreeMap<Id, Device>,
+    /// What others were told of this user's watermarks in this life: (delivered, read).
+    pub told: BTreeMap<ConversationName, (u64, u64)>,
+}
+
+impl User {
+    /// Takes what the store has.
+    pub fn load(&mut self, devices: Vec<Id>, cursors: &[Cursor]) {
+        self.loaded = true;
+        for device in devices {
+            self.devices.entry(device).or_default().known = true;
+        }
+        for cursor in cursors {
+            let device = self.devices.entry(cursor.device.clone()).or_default();
+            device.cursors.insert(cursor.convo.clone(), DeviceCursor::stored(cursor));
+        }
+    }
+
+    /// Devices that a message goes to: the real ones, or the pseudo-device if there is none.
+    pub fn targets(&mut self) -> Vec<Id> {
+        let real = |id: &&Id| !id.is_empty();
+        let devices: Vec<Id> = self.devices.keys().filter(real).cloned().collect();
+        if devices.is_empty() {
+            self.devices.entry(NO_DEVICE.into()).or_default();
+            return vec![NO_DEVICE.into()];
+        }
+        devices
+    }
+
+    /// The user's watermark: what at least one device has durably acknowledged.
+    pub fn durable_watermarks(&self, convo: &str) -> (u64, u64) {
+        let cursors = self.devices.values().filter_map(|device| device.cursors.get(convo));
+        cursors.fold((0, 0), |(delivered, read), cursor| {
+            (delivered.max(cursor.durable_delivered), read.max(cursor.durable_read))
+        })
+    }
+
+    /// Where a new device starts: at what the user's devices have acknowledged, durably or not yet;
+    /// with a marker wherever something beyond that was fanned out.
+    pub fn starting_cursors(&self) -> BTreeMap<ConversationName, DeviceCursor> {
+        let mut starting: BTreeMap<ConversationName, DeviceCursor> = BTreeMap::new();
+        // Beside real devices the pseudo-device says nothing any more.
+        let real = self.devices.iter().filter(|(id, _)| !id.is_empty()).count();
+        let counted = self.devices.iter().filter(|(id, _)| real == 0 || !id.is_empty());
+        let cursors = counted.flat_map(|(_, device)| &device.cursors);
+        for (convo, cursor) in cursors {
+            let start = starting.entry(convo.clone()).or_default();
+            start.delivered = start.delivered.max(cursor.delivered);
+            start.read = start.read.max(cursor.read);
+            start.fanned = start.fanned.max(cursor.fanned);
+            // Gathered in `marker` for now: how many devices have one decides below.
+            start.marker += u64::from(cursor.marker != 0);
+        }
+        let devices = real.max(1) as u64;
+        for start in starting.values_mut() {
+            let all_marked = start.marker > 0 && start.marker == devices;
+            let behind = all_marked || start.fanned > start.delivered;
+            start.marker = if behind { start.delivered + 1 } else { 0 };
+        }
+        starting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cursor(device: &str, delivered: u64, marker: u64) -> Cursor {
+        let (user, convo) = ("bob".into(), "dm:alice:bob".into());
+        Cursor { user, device: device.into(), convo, delivered, read: 0, marker }
+    }
+
+    #[test]
+    fn the_first_device_inherits_the_marker_of_the_user() {
+        let mut user = User::default();
+        user.load(Vec::new(), &[cursor(NO_DEVICE, 0, 1)]);
+        assert_eq!(user.starting_cursors()["dm:alice:bob"].marker, 1);
+    }
+
+    #[test]
+    fn a_new_device_starts_where_the_foremost_stands() {
+        let mut user = User::default();
+        let cursors = [cursor("phone", 7, 0), cursor("tablet", 3, 4)];
+        user.load(vec!["phone".into(), "tablet".into()], &cursors);
+        let start = user.starting_cursors()["dm:alice:bob"];
+        assert_eq!((start.delivered, start.marker), (7, 0));
+    }
+
+    #[test]
+    fn a_new_device_is_behind_where_all_others_are() {
+        let mut user = User::default();
+        let cursors = [cursor("phone", 7, 8), cursor("tablet", 3, 4)];
+        user.load(vec!["phone".into(), "tablet".into()], &cursors);
+        let start = user.starting_cursors()["dm:alice:bob"];
+        assert_eq!((start.delivered, start.marker), (7, 8));
+    }
+}

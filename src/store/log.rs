@@ -1,0 +1,253 @@
+//! The log as it is written: one commit in flight, rolling from segment to segment.
+//!
+//! A segment is made ready while the one before it fills, so that rolling does not wait. After
+//! recovery writing always starts in a new segment: what a dying process left in the old one is
+//! never written over.
+
+use bytes::Bytes;
+
+use super::device::{DeviceEvent, LogDevice};
+use super::log_format::{
+    BLOCK_SIZE, COMMIT_HEADER_SIZE, CommitHeader, LogId, SegmentHeader, encode_commit,
+    encode_segment_header, format_version, padded_size,
+};
+use super::positions::{Extent, Place, PositionMap, ReadError, records_offset};
+use super::recovery::Recovered;
+use super::{Batch, StoreFault};
+use crate::clock::Now;
+
+/// How often a segment that found no space is tried again.
+const SPACE_RETRY_US: u64 = 1_000_000;
+
+/// What a log is opened with.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Bytes per segment, whole blocks.
+    pub segment_size: u64,
+    /// Random, new at every start of the process.
+    pub incarnation: u64,
+    /// Random; used if there is no log yet.
+    pub new_log_id: LogId,
+}
+
+/// One commit to be written.
+#[derive(Clone, Debug)]
+pub struct Append {
+    pub epoch: u64,
+    pub count: u32,
+    pub records: Bytes,
+}
+
+/// The log of one store. Not durable until [`Log::poll`] says so.
+pub struct Log<D: LogDevice> {
+    device: D,
+    reader: D::Reader,
+    options: LogOptions,
+    positions: PositionMap,
+    next_lsn: u64,
+    previous_checksum: u32,
+    active: Option<Place>,
+    next_segment: Preparation,
+    writing: Option<Writing>,
+    /// Times that a segment found no space, since the start.
+    no_space_count: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preparation {
+    Creating { segment: u64 },
+    Ready { segment: u64 },
+    NoSpace { segment: u64, retry_us: u64 },
+}
+
+struct Writing {
+    batch: Batch,
+    place: Place,
+    /// Where the device was told to write: the place, or the segment's header before it.
+    write_offset: u64,
+    size: u64,
+    checksum: u32,
+}
+
+impl<D: LogDevice> Log<D> {
+    /// Goes on after what was recovered. `device` has made that durable ([`LogDevice::flush`]).
+    pub fn new(mut device: D, recovered: Recovered, options: LogOptions) -> Log<D> {
+        let log_id = recovered.log_id.unwrap_or(options.new_log_id);
+        let positions = recovered.positions.with_log_id(log_id);
+        for &segment in &recovered.unused_segments {
+            device.remove(segment);
+        }
+        let segment = recovered.segment_max + 1;
+        device.create(segment, options.segment_size);
+        Log {
+            reader: device.reader(),
+            device,
+            options,
+            positions,
+            next_lsn: recovered.next_lsn,
+            previous_checksum: recovered.previous_checksum,
+            active: None,
+            next_segment: Preparation::Creating { segment },
+            writing: None,
+            no_space_count: 0,
+        }
+    }
+
+    /// Where the next record goes. Everything below it is durable, unless a commit is in flight.
+    pub fn next_lsn(&self) -> u64 {
+        self.next_lsn
+    }
+
+    pub fn log_id(&self) -> LogId {
+        self.positions.log_id()
+    }
+
+    pub fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    pub fn no_space_count(&self) -> u64 {
+        self.no_space_count
+    }
+
+    /// Bytes of records that fit a commit.
+    pub fn payload_size_max(&self) -> usize {
+        self.options.segment_size as usize - BLOCK_SIZE - COMMIT_HEADER_SIZE
+    }
+
+    /// Starts writing, unless a commit is in flight or there is no segment for it yet: then false.
+    /// `append` must be within [`Log::payload_size_max`] and not empty.
+    pub fn append(&mut self, append: &Append) -> bool {
+        let size = padded_size(append.records.len()) as u64;
+        if self.writing.is_some() || !self.make_room(size) {
+            return false;
+        }
+        let Some(place) = self.active else {
+            return false;
+        };
+        let mut data = Vec::with_capacity(size as usize + BLOCK_SIZE);
+        let starts_segment = place.offset == BLOCK_SIZE as u64;
+        if starts_segment {
+            encode_segment_header(&self.segment_header(place.segment), &mut data);
+        }
+        let header = self.commit_header(append);
+        let checksum = encode_commit(&header, &append.records, &mut data);
+        let write_offset = if starts_segment { 0 } else { place.offset };
+        self.device.write(place.segment, write_offset, data);
+        let batch = Batch {
+            first_lsn: self.next_lsn,
+            count: append.count,
+            segment: place.segment,
+            offset: records_offset(place),
+            records: append.records.clone(),
+        };
+        self.writing = Some(Writing { batch, place, write_offset, size, checksum });
+        true
+    }
+
+    /// Takes what the device has done; returns the batch that became durable, if one did.
+    pub fn poll(&mut self, now: Now) -> Result<Option<Batch>, StoreFault> {
+        self.retry_creation(now);
+        while let Some(event) = self.device.poll()? {
+            match event {
+                DeviceEvent::Created { segment } => {
+                    if self.next_segment == (Preparation::Creating { segment }) {
+                        self.next_segment = Preparation::Ready { segment };
+                    }
+                }
+                DeviceEvent::NoSpace { segment } => {
+                    let retry_us = now.monotonic_us + SPACE_RETRY_US;
+                    self.next_segment = Preparation::NoSpace { segment, retry_us };
+                    self.no_space_count += 1;
+                }
+                DeviceEvent::Written { segment, offset } => {
+                    if let Some(batch) = self.written(segment, offset) {
+                        return Ok(Some(batch));
+                    }
+                }
+                DeviceEvent::Removed { .. } => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether `records` are what the log durably holds from `first_lsn` on.
+    pub fn holds(&mut self, first_lsn: u64, count: u32, records: &[u8]) -> Result<bool, ReadError> {
+        let end_lsn = self.next_lsn;
+        let extent = Extent { first_lsn, end_lsn, count_max: count, size_max: usize::MAX };
+        let run = self.positions.read(&mut self.reader, extent)?;
+        Ok(run.count == count && run.records == records)
+    }
+
+    /// When [`Log::poll`] has something to do without the device.
+    pub fn deadline_us(&self) -> Option<u64> {
+        match self.next_segment {
+            Preparation::NoSpace { retry_us, .. } => Some(retry_us),
+            _ => None,
+        }
+    }
+
+    fn written(&mut self, segment: u64, offset: u64) -> Option<Batch> {
+        let writing = self.writing.take_if(|writing| {
+            writing.place.segment == segment && writing.write_offset == offset
+        })?;
+        self.positions.note(writing.batch.first_lsn, writing.place);
+        self.next_lsn = writing.batch.last_lsn() + 1;
+        self.previous_checksum = writing.checksum;
+        let offset = writing.place.offset + writing.size;
+        self.active = Some(Place { segment, offset });
+        Some(writing.batch)
+    }
+
+    /// Rolls if the active segment is too full; false while there is no next one.
+    fn make_room(&mut self, size: u64) -> bool {
+        let segment_size = self.options.segment_size;
+        if self.active.is_some_and(|place| place.offset + size <= segment_size) {
+            return true;
+        }
+        let Preparation::Ready { segment } = self.next_segment else {
+            return false;
+        };
+        self.active = Some(Place { segment, offset: BLOCK_SIZE as u64 });
+        self.prepare(segment + 1);
+        true
+    }
+
+    fn retry_creation(&mut self, now: Now) {
+        if let Preparation::NoSpace { segment, retry_us } = self.next_segment
+            && now.monotonic_us >= retry_us
+        {
+            self.prepare(segment);
+        }
+    }
+
+    fn prepare(&mut self, segment: u64) {
+        self.device.create(segment, self.options.segment_size);
+        self.next_segment = Preparation::Creating { segment };
+    }
+
+    fn segment_header(&self, number: u64) -> SegmentHeader {
+        SegmentHeader {
+            log_id: self.positions.log_id(),
+            version: format_version(),
+            previous_checksum: self.previous_checksum,
+            number,
+            first_lsn: self.next_lsn,
+            incarnation: self.options.incarnation,
+        }
+    }
+
+    fn commit_header(&self, append: &Append) -> CommitHeader {
+        CommitHeader {
+            log_id: self.positions.log_id(),
+            incarnation: self.options.incarnation,
+            epoch: append.epoch,
+            first_lsn: self.next_lsn,
+            known_durable: self.next_lsn - 1,
+            count: append.count,
+            payload_size: append.records.len() as u32,
+            previous_checksum: self.previous_checksum,
+            reserved: 0,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The index worker: applies durable batches to the index and answers reads, in one queue.
+//!
+//! A read waits behind every batch that was durable when it was asked, so its answer covers all of
+//! them; and a position that was told to a sequencer is never ahead of what a later read shows.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::device::LogReader;
+use super::index::Index;
+use super::log_format::{BLOCK_SIZE, LogId, checksum_of};
+use super::positions::{Extent, Place, PositionMap, ReadError};
+use super::recovery::Known;
+use super::rows::{self, Location, State};
+use super::{Batch, StoreFault};
+use crate::limits::LINK_ENTRY_SIZE_MAX;
+use crate::link::PeerId;
+use crate::link::message::{FromStore, ToStore};
+use crate::link::record::{ConversationName, Message, Record};
+use crate::link::wire::{Reader, Wire};
+
+/// Log bytes between two checkpoints of the index: bounds what opening has to read again.
+const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
+/// Log bytes that a killed process may have to apply again, at most, if it was never idle.
+const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
+/// Leaves room for an answer's own fields beside its records or messages.
+const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
+
+/// Where an answer goes: entry `number` of the peer's session, if that still stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub peer: PeerId,
+    /// Counts the sessions of this process; an answer for an older one is dropped.
+    pub session: u64,
+    pub number: u64,
+}
+
+/// What the worker is asked for. Only bytes cross to its thread: decoded names are not `Send`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    Apply(Batch),
+    /// A `ToStore` that reads.
+    Answer {
+        reply: Reply,
+        entry: Bytes,
+    },
+    /// The grant of an epoch whose record is among the batches before it.
+    Grant {
+        reply: Reply,
+        epoch: u64,
+        next_lsn: u64,
+    },
+}
+
+/// What the worker has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    Applied { lsn: u64, bytes: usize },
+    Answer { reply: Reply, entry: Vec<u8>, outcome: Outcome },
+}
+
+/// How an answer came out, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Messages that should have been there and were not.
+    pub unaccounted: u64,
+    pub unavailable: bool,
+}
+
+/// A queue into the worker and one out of it. Inline in the simulator, a thread in the process.
+pub trait IndexWorker {
+    /// Queues a task; gives it back if the queue is full.
+    fn submit(&mut self, task: Task) -> Result<(), Task>;
+    /// The next thing done, in the order of the tasks.
+    fn poll(&mut self) -> Result<Option<Done>, StoreFault>;
+}
+
+/// The worker's logic.
+pub struct IndexReader<I, R> {
+    index: I,
+    log: R,
+    positions: PositionMap,
+    state: State,
+    unpersisted_size: u64,
+    unsettled_size: u64,
+}
+
+impl<I: Index, R: LogReader> IndexReader<I, R> {
+    /// Over an index as it was left. The log's positions follow once they are known.
+    pub fn open(index: I, log: R) -> Result<IndexReader<I, R>, StoreFault> {
+        let state = rows::load_state(&index)?;
+        let positions = PositionMap::default();
+        Ok(IndexReader { index, log, positions, state, unpersisted_size: 0, unsettled_size: 0 })
+    }
+
+    /// What the index says about the log.
+    pub fn known(&self) -> Known {
+        let log_id = (self.state.applied_lsn > 0).then_some(self.state.log_id);
+        Known { applied_lsn: self.state.applied_lsn, log_id }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    pub fn log_reader(&mut self) -> &mut R {
+        &mut self.log
+    }
+
+    /// The log has been opened.
+    pub fn set_log(&mut self, log_id: LogId, positions: PositionMap) {
+        self.state.log_id = log_id;
+        self.positions = positions;
+    }
+
+    /// Applies a durable batch; checkpoints when it is time.
+    pub fn apply(&mut self, log_id: LogId, batch: &Batch) -> Result<(), StoreFault> {
+        self.state.log_id = log_id;
+        let changes = rows::changes_of(batch, &mut self.state)?;
+        self.index.apply(changes)?;
+        self.unpersisted_size += batch.records.len() as u64;
+        self.unsettled_size += batch.records.len() as u64;
+        if self.unpersisted_size >= CHECKPOINT_SIZE {
+            self.checkpoint()?;
+        } else if self.unsettled_size >= SETTLE_SIZE {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what was applied to the kernel, so that it outlives this process.
+    pub fn settle(&mut self) -> Result<(), StoreFault> {
+        if self.unsettled_size > 0 {
+            self.index.settle()?;
+            self.unsettled_size = 0;
+        }
+        Ok(())
+    }
+
+    /// Makes the index durable as it is.
+    pub fn checkpoint(&mut self) -> Result<(), StoreFault> {
+        self.index.persist()?;
+        self.unpersisted_size = 0;
+        self.unsettled_size = 0;
+        Ok(())
+    }
+
+    /// Does one task.
+    pub fn run(&mut self, task: Task) -> Result<Done, StoreFault> {
+        match task {
+            Task::Apply(batch) => {
+                let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
+                let place = Place { segment: batch.segment, offset };
+                self.positions.note(batch.first_lsn, place);
+                self.apply(self.positions.log_id(), &batch)?;
+                Ok(Done::Applied { lsn: batch.last_lsn(), bytes: batch.records.len() })
+            }
+            Task::Answer { reply, entry } => {
+                let (answer, outcome) = self.answer(reply.number, entry)?;
+                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome })
+            }
+            Task::Grant { reply, epoch, next_lsn } => {
+                let granted = self.grant(reply.number, epoch, next_lsn)?;
+                Ok(Done::Answer { reply, entry: granted.to_bytes(), outcome: Outcome::default() })
+            }
+        }
+    }
+
+    fn grant(&self, to: u64, epoch: u64, next_lsn: u64) -> Result<FromStore, StoreFault> {
+        let State { fanned_out, mid, ts, .. } = self.state;
+        let edges = rows::edges(&self.index)?;
+        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges })
+    }
+
+    fn answer(&mut self, to: u64, entry: Bytes) -> Result<(FromStore, Outcome), StoreFault> {
+        let request = ToStore::from_bytes(entry);
+        let answer = match request {
+            Ok(ToStore::LoadConversation { convo }) => {
+                let head = rows::head(&self.index, &convo)?;
+                let (fingerprints, complete) = rows::fingerprints(&self.index, &convo)?;
+                FromStore::Conversation { to, head, fingerprints, complete }
+            }
+            Ok(ToStore::LoadUser { user }) => {
+                let (devices, cursors) = rows::user(&self.index, &user)?;
+                FromStore::User { to, devices, cursors }
+            }
+            Ok(ToStore::Lookup { convo, user, id }) => {
+                let message = rows::accepted(&self.index, &convo, &user, &id)?;
+                FromStore::Found { to, message }
+            }
+            Ok(ToStore::Range { convo, first, last, size_max }) => {
+                return self.range(to, Range { convo, first, last, size_max });
+            }
+            Ok(ToStore::ReadLog { first_lsn, size_max }) => {
+                return Ok(self.read_log(to, first_lsn, size_max));
+            }
+            Ok(_) | Err(_) => unavailable(to).0,
+        };
+        Ok((answer, Outcome::default()))
+    }
+
+    fn read_log(&mut self, to: u64, first_lsn: u64, size_max: u32) -> (FromStore, Outcome) {
+        let extent = Extent {
+            first_lsn,
+            end_lsn: self.state.applied_lsn + 1,
+            count_max: u32::MAX,
+            size_max: (size_max as usize).min(ANSWER_SIZE_MAX),
+        };
+        match self.positions.read(&mut self.log, extent) {
+            Ok(run) => {
+                let (records, count) = (run.records.into(), run.count);
+                (FromStore::Records { to, records, count }, Outcome::default())
+            }
+            Err(error) => {
+                report(&error);
+                unavailable(to)
+            }
+        }
+    }
+
+    fn range(&mut self, to: u64, range: Range) -> Result<(FromStore, Outcome), StoreFault> {
+        let last = range.last.min(rows::head(&self.index, &range.convo)?);
+        let (found, unaccounted) = self.locate(&range, last)?;
+        let mut messages = Vec::with_capacity(found.len());
+        for (seq, location) in found {
+            match self.message(&range.convo, seq, location) {
+                Ok(message) => messages.push(message),
+                Err(error) => {
+                    report(&error);
+                    let (answer, outcome) = unavailable(to);
+                    return Ok((answer, Outcome { unaccounted: unaccounted + 1, ..outcome }));
+                }
+            }
+        }
+        let outcome = Outcome { unaccounted, unavailable: false };
+        Ok((FromStore::Messages { to, messages }, outcome))
+    }
+
+    /// Where the messages of the range are, as many as fit; and how many are missing among them.
+    fn locate(&self, range: &Range, last: u64) -> Result<(Vec<(u64, Location)>, u64), StoreFault> {
+        let size_max = (range.size_max as usize).min(ANSWER_SIZE_MAX);
+        let mut found = Vec::new();
+        let (mut size, mut missing) = (0, 0);
+        let mut expected = range.first.max(1);
+        let mut full = false;
+        rows::locations(&self.index, &range.convo, expected, &mut |seq, location| {
+            if seq > last {
+                return false;
+            }
+            size += location.size as usize;
+            full = size > size_max && !found.is_empty();
+            if !full {
+                missing += seq - expected;
+                expected = seq + 1;
+                found.push((seq, location));
+            }
+            !full
+        })?;
+        if !full {
+            missing += (last + 1).saturating_sub(expected);
+        }
+        Ok((found, missing))
+    }
+
+    fn message(
+        &mut self,
+        convo: &ConversationName,
+        seq: u64,
+        location: Location,
+    ) -> Result<Message, ReadError> {
+        let mut bytes = vec![0; location.size as usize];
+        self.log.read(location.segment, location.offset, &mut bytes)?;
+        let intact = checksum_of(&bytes) == location.checksum;
+        match Record::read(&mut Reader::new(bytes.into())) {
+            Ok(Record::Message { message })
+                if intact && message.seq == seq && message.convo == *convo =>
+            {
+                Ok(message)
+            }
+            _ => {
+                let Location { segment, offset, .. } = location;
+                Err(ReadError::Content { segment, offset, lsn: 0 })
+            }
+        }
+    }
+}
+
+struct Range {
+    convo: ConversationName,
+    first: u64,
+    last: u64,
+    size_max: u32,
+}
+
+fn unavailable(to: u64) -> (FromStore, Outcome) {
+    let outcome = Outcome { unaccounted: 0, unavailable: true };
+    (FromStore::Unavailable { to }, outcome)
+}
+
+fn report(error: &ReadError) {
+    tracing::error!(%error, "a read of the log failed; the asker is told to ask again");
+}
+
+/// The worker without a thread: each poll does one task.
+pub struct InlineIndex<I, R> {
+    reader: IndexReader<I, R>,
+    tasks: VecDeque<Task>,
+    capacity: usize,
+}
+
+impl<I: Index, R: LogReader> InlineIndex<I, R> {
+    /// Takes at most `capacity` tasks at a time.
+    pub fn new(reader: IndexReader<I, R>, capacity: usize) -> InlineIndex<I, R> {
+        InlineIndex { reader, tasks: VecDeque::new(), capacity }
+    }
+}
+
+impl<I: Index, R: LogReader> IndexWorker for InlineIndex<I, R> {
+    fn submit(&mut self, task: Task) -> Result<(), Task> {
+        if self.tasks.len() == self.capacity {
+            return Err(task);
+        }
+        self.tasks.push_back(task);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<Done>, StoreFault> {
+        self.tasks.pop_front().map(|task| self.reader.run(task)).transpose()
+    }
+}

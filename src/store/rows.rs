@@ -1,0 +1,291 @@
+//! The pure mapping from records to rows, and from rows to answers.
+//!
+//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the same
+//! rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts with
+//! their size before them, so that a prefix never matches half a name.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::index::{Change, Index, IndexFault, Keyspace};
+use super::log_format::{LogId, checksum_of};
+use super::{Batch, StoreFault};
+use crate::link::fingerprint;
+use crate::link::message::Accepted;
+use crate::link::record::{Cursor, Id, Message, Record};
+use crate::link::wire::{Reader, Wire, wire_struct};
+
+/// Above this many dedup entries a conversation's fingerprints are not listed.
+pub const FINGERPRINT_COUNT_MAX: usize = 65_536;
+
+const STATE_KEY: &[u8] = b"state";
+
+wire_struct! {
+    /// What the index knows about the log as a whole; one row, changed with every batch.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct State {
+        pub log_id: LogId,
+        /// Everything up to here is in the rows.
+        pub applied_lsn: u64,
+        pub epoch: u64,
+        pub fanned_out: u64,
+        /// The highest of any message.
+        pub mid: u64,
+        pub ts: u64,
+    }
+}
+
+wire_struct! {
+    /// Where a message's record lies in the log.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Location {
+        pub segment: u64,
+        pub offset: u64,
+        pub size: u32,
+        /// CRC-32C of the record's bytes: a range read does not see the commit's.
+        pub checksum: u32,
+    }
+}
+
+wire_struct! {
+    /// The value of a cursor row.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct CursorRow {
+        pub delivered: u64,
+        pub read: u64,
+        pub marker: u64,
+    }
+}
+
+/// The state row, or the state of an index that has applied nothing.
+pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
+    match index.get(Keyspace::Meta, STATE_KEY)? {
+        Some(value) => decode(Keyspace::Meta, &value),
+        None => Ok(State::default()),
+    }
+}
+
+/// The changes that a batch makes, its new state among them.
+pub fn changes_of(batch: &Batch, state: &mut State) -> Result<Vec<Change>, StoreFault> {
+    let mut rows = BTreeMap::new();
+    let mut reader = Reader::new(batch.records.clone());
+    for index in 0..u64::from(batch.count) {
+        let start = batch.records.len() - reader.remaining();
+        let record = Record::read(&mut reader)
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
+        let location = Location {
+            segment: batch.segment,
+            offset: batch.offset + start as u64,
+            size: bytes.len() as u32,
+            checksum: checksum_of(&bytes),
+        };
+        note_record(&record, location, state, &mut rows);
+    }
+    state.applied_lsn = batch.last_lsn();
+    rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
+    let change = |((keyspace, key), value)| Change { keyspace, key, value };
+    Ok(rows.into_iter().map(change).collect())
+}
+
+/// The highest seq of a conversation; 0: none.
+pub fn head(index: &impl Index, convo: &str) -> Result<u64, IndexFault> {
+    match index.get(Keyspace::Heads, &key(&[convo]))? {
+        Some(value) => decode(Keyspace::Heads, &value),
+        None => Ok(0),
+    }
+}
+
+/// The fingerprint of every message ever accepted in it, and whether the list is complete.
+pub fn fingerprints(index: &impl Index, convo: &str) -> Result<(Vec<u64>, bool), IndexFault> {
+    let prefix = key(&[convo]);
+    let mut found = Vec::new();
+    let mut complete = true;
+    let mut broken = false;
+    index.scan(Keyspace::Dedup, &prefix, &prefix, &mut |row, _| {
+        complete = found.len() < FINGERPRINT_COUNT_MAX;
+        if complete {
+            match texts(&row[prefix.len()..]).as_deref() {
+                Some([user, id]) => found.push(fingerprint(user, id)),
+                _ => broken = true,
+            }
+        }
+        complete && !broken
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Dedup)) } else { Ok((found, complete)) }
+}
+
+/// The first answer to a send, if it was ever accepted.
+pub fn accepted(
+    index: &impl Index,
+    convo: &str,
+    user: &str,
+    id: &str,
+) -> Result<Option<Accepted>, IndexFault> {
+    match index.get(Keyspace::Dedup, &key(&[convo, user, id]))? {
+        Some(value) => decode(Keyspace::Dedup, &value).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The devices of a user and all their cursors.
+pub fn user(index: &impl Index, user: &str) -> Result<(Vec<Id>, Vec<Cursor>), IndexFault> {
+    let prefix = key(&[user]);
+    let mut devices = Vec::new();
+    let mut broken = None;
+    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
+        match texts(&row[prefix.len()..]).as_deref() {
+            Some([device]) => devices.push(Id::from(*device)),
+            _ => broken = Some(Keyspace::Devices),
+        }
+        broken.is_none()
+    })?;
+    let mut cursors = Vec::new();
+    index.scan(Keyspace::Cursors, &prefix, &prefix, &mut |row, value| {
+        match cursor(user, &row[prefix.len()..], value) {
+            Some(cursor) => cursors.push(cursor),
+            None => broken = Some(Keyspace::Cursors),
+        }
+        broken.is_none()
+    })?;
+    broken.map_or(Ok((devices, cursors)), |keyspace| Err(IndexFault::Row(keyspace)))
+}
+
+/// The edge shards that are present.
+pub fn edges(index: &impl Index) -> Result<Vec<Id>, IndexFault> {
+    let mut names = Vec::new();
+    index.scan(Keyspace::Edges, &[], &[], &mut |row, _| {
+        if let Some([name]) = texts(row).as_deref() {
+            names.push(Id::from(*name));
+        }
+        true
+    })?;
+    Ok(names)
+}
+
+/// Calls `visit` with seq and location of the messages from `first` on, in order.
+pub fn locations(
+    index: &impl Index,
+    convo: &str,
+    first: u64,
+    visit: &mut dyn FnMut(u64, Location) -> bool,
+) -> Result<(), IndexFault> {
+    let prefix = key(&[convo]);
+    let start = message_key(convo, first);
+    let mut broken = false;
+    index.scan(Keyspace::Messages, &prefix, &start, &mut |row, value| {
+        let seq = row[prefix.len()..].try_into().map(u64::from_be_bytes);
+        match (seq, decode::<Location>(Keyspace::Messages, value)) {
+            (Ok(seq), Ok(location)) => visit(seq, location),
+            _ => {
+                broken = true;
+                false
+            }
+        }
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Messages)) } else { Ok(()) }
+}
+
+type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
+
+fn note_record(record: &Record, location: Location, state: &mut State, rows: &mut NewRows) {
+    match record {
+        Record::Message { message } => note_message(message, location, state, rows),
+        Record::Cursors { cursors } => {
+            for cursor in cursors {
+                let Cursor { delivered, read, marker, .. } = *cursor;
+                let row = key(&[&cursor.user, &cursor.device, &cursor.convo]);
+                let value = CursorRow { delivered, read, marker }.to_bytes();
+                rows.insert((Keyspace::Cursors, row), Some(value));
+            }
+        }
+        Record::Device { user, device, ts } => {
+            let row = key(&[user, device]);
+            rows.insert((Keyspace::Devices, row), Some(ts.to_bytes()));
+        }
+        Record::FannedOut { lsn } => state.fanned_out = state.fanned_out.max(*lsn),
+        Record::Edge { name, present } => {
+            let value = present.then(Vec::new);
+            rows.insert((Keyspace::Edges, key(&[name])), value);
+        }
+        Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
+    }
+}
+
+fn note_message(message: &Message, location: Location, state: &mut State, rows: &mut NewRows) {
+    let Message { seq, mid, ts, .. } = *message;
+    let convo = &message.convo;
+    rows.insert((Keyspace::Messages, message_key(convo, seq)), Some(location.to_bytes()));
+    let dedup = key(&[convo, &message.from, &message.id]);
+    rows.insert((Keyspace::Dedup, dedup), Some(Accepted { seq, mid, ts }.to_bytes()));
+    // Within a conversation seq rises along the log, so the last one put is the head.
+    rows.insert((Keyspace::Heads, key(&[convo])), Some(seq.to_bytes()));
+    state.mid = state.mid.max(mid);
+    state.ts = state.ts.max(ts);
+}
+
+/// Each text with its size before it.
+fn key(texts: &[&str]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 2).sum());
+    for text in texts {
+        let size = u16::try_from(text.len()).expect("names came over the wire with a u16 size");
+        out.extend_from_slice(&size.to_be_bytes());
+        out.extend_from_slice(text.as_bytes());
+    }
+    out
+}
+
+fn message_key(convo: &str, seq: u64) -> Vec<u8> {
+    let mut out = key(&[convo]);
+    out.extend_from_slice(&seq.to_be_bytes());
+    out
+}
+
+/// The texts that a key is made of.
+fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
+    let mut found = Vec::new();
+    while let Some((size, rest)) = key.split_first_chunk::<2>() {
+        let (text, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
+        found.push(std::str::from_utf8(text).ok()?);
+        key = rest;
+    }
+    key.is_empty().then_some(found)
+}
+
+fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
+    let row = decode::<CursorRow>(Keyspace::Cursors, value).ok()?;
+    let texts = texts(rest)?;
+    let [device, convo] = texts.as_slice() else {
+        return None;
+    };
+    Some(Cursor {
+        user: user.into(),
+        device: Id::from(*device),
+        convo: Id::from(*convo),
+        delivered: row.delivered,
+        read: row.read,
+        marker: row.marker,
+    })
+}
+
+fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
+    T::from_bytes(Bytes::copy_from_slice(value)).map_err(|_| IndexFault::Row(keyspace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_and_split_by_whole_names() {
+        assert_eq!(texts(&key(&["a", "", "bc"])), Some(vec!["a", "", "bc"]));
+        assert!(!key(&["ab", "c"]).starts_with(&key(&["a"])));
+        assert!(message_key("a", 255) < message_key("a", 256));
+        let whole = key(&["abc", "de"]);
+        for size in 1..whole.len() {
+            assert_ne!(texts(&whole[..size]), Some(vec!["abc", "de"]), "prefix of {size} bytes");
+        }
+        assert_eq!(texts(&whole[..3]), None);
+    }
+}

@@ -1,0 +1,298 @@
+//! What is answered to whom, and when.
+
+use super::harness::*;
+use crate::link::fingerprint;
+use crate::link::message::{Accepted, FromStore, ToStore};
+use crate::link::record::{Cursor, Record};
+use crate::link::wire::Wire;
+use crate::link::{LinkEvent, PeerId};
+use crate::simulation::disk::SimDisk;
+use crate::store::core::SPACE_WAIT_US;
+use crate::store::index::MemoryIndex;
+use crate::store::{Problem, StoreFault};
+
+fn durable(answer: FromStore) -> u64 {
+    match answer {
+        FromStore::Durable { next_lsn, .. } => next_lsn,
+        other => panic!("not durable: {other:?}"),
+    }
+}
+
+#[test]
+fn an_append_is_answered_when_it_is_durable_and_not_before() {
+    let mut harness = Harness::new(1);
+    let (epoch, next_lsn) = harness.acquire();
+    assert_eq!((epoch, next_lsn), (1, 2));
+    let number = harness.ask(&append(epoch, 2, &[message_record("g", 1, 10)]));
+    harness.poll();
+    assert_eq!(harness.answer(number), None);
+    assert_eq!(harness.store.known_durable(), 1);
+    harness.settle();
+    assert_eq!(harness.answer(number), Some(FromStore::Durable { to: number, next_lsn: 3 }));
+    assert!(harness.outlet.answered.contains(&number));
+    assert_eq!(harness.store.known_durable(), 2);
+    assert_eq!(harness.store.metrics().commits, 2);
+}
+
+#[test]
+fn queued_appends_become_durable_in_order() {
+    let mut harness = Harness::new(2);
+    let (epoch, first) = harness.acquire();
+    let numbers: Vec<_> = (0..20)
+        .map(|index| {
+            harness.ask(&append(epoch, first + index, &[message_record("g", index + 1, 900)]))
+        })
+        .collect();
+    harness.settle();
+    for (index, &number) in numbers.iter().enumerate() {
+        let next_lsn = first + index as u64 + 1;
+        assert_eq!(harness.answer(number), Some(FromStore::Durable { to: number, next_lsn }));
+    }
+    assert!(harness.disk.numbers().len() > 2, "twenty blocks take more than two segments");
+    assert_eq!(harness.read_all().len(), 21);
+}
+
+#[test]
+fn lower_epoch_is_fenced() {
+    let mut harness = Harness::new(3);
+    let (old, _) = harness.acquire();
+    let (new, next_lsn) = harness.acquire();
+    assert_eq!(new, old + 1);
+    let records = [message_record("g", 1, 10)];
+    let answer = harness.get(&append(old, next_lsn, &records));
+    assert!(matches!(answer, FromStore::Fenced { epoch, .. } if epoch == new));
+    let answer = harness.get(&ToStore::Resume { epoch: old, incarnation: 1 });
+    assert!(matches!(answer, FromStore::Fenced { .. }));
+    let answer = harness.get(&ToStore::Resume { epoch: new, incarnation: 1 });
+    assert!(matches!(answer, FromStore::Resumed { next_lsn: at, .. } if at == next_lsn));
+    assert_eq!(durable(harness.get(&append(new, next_lsn, &records))), next_lsn + 1);
+    let answer = harness.get(&append(new, next_lsn + 5, &records));
+    assert!(matches!(answer, FromStore::Fenced { .. }), "a position beyond the end");
+}
+
+#[test]
+fn a_batch_queued_behind_a_higher_acquire_is_fenced() {
+    let mut harness = Harness::new(4);
+    let (epoch, next_lsn) = harness.acquire();
+    harness.ask(&ToStore::Acquire { incarnation: 5 });
+    let number = harness.ask(&append(epoch, next_lsn, &[message_record("g", 1, 10)]));
+    harness.settle();
+    assert!(matches!(harness.answer(number), Some(FromStore::Fenced { .. })));
+}
+
+#[test]
+fn append_again_after_lost_answer_is_durable_again() {
+    let mut harness = Harness::new(5);
+    let (epoch, first) = harness.acquire();
+    let batch = append(epoch, first, &[message_record("g", 1, 9_000), message_record("h", 1, 10)]);
+    assert_eq!(durable(harness.get(&batch)), first + 2);
+    assert_eq!(durable(harness.get(&batch)), first + 2);
+    assert_eq!(harness.store.known_durable(), first + 1);
+    let other = append(epoch, first, &[message_record("g", 1, 9_001), message_record("h", 1, 10)]);
+    assert!(matches!(harness.get(&other), FromStore::Fenced { .. }), "other bytes");
+    let mut harness = harness.restart(usize::MAX, 2).expect("it opens again");
+    assert_eq!(durable(harness.get(&batch)), first + 2, "also by the next life");
+    assert!(matches!(harness.get(&other), FromStore::Fenced { .. }));
+}
+
+#[test]
+fn grant_precedes_reads() {
+    let mut harness = Harness::new(6);
+    let (epoch, first) = harness.acquire();
+    let records = [
+        message_record("g", 1, 10),
+        Record::Edge { name: "edge-1".into(), present: true },
+        Record::Edge { name: "edge-2".into(), present: true },
+        Record::Edge { name: "edge-1".into(), present: false },
+        Record::FannedOut { lsn: 2 },
+    ];
+    harness.ask(&append(epoch, first, &records));
+    let grant = harness.ask(&ToStore::Acquire { incarnation: 2 });
+    harness.settle();
+    // The new epoch's grant covers what the old one wrote, up to its own record.
+    let expected = FromStore::Granted {
+        to: grant,
+        epoch: epoch + 1,
+        next_lsn: first + 6,
+        fanned_out: 2,
+        mid: 10,
+        ts: 1_001,
+        edges: vec!["edge-2".into()],
+    };
+    assert_eq!(harness.answer(grant), Some(expected));
+    let mut harness = harness.restart(0, 2).expect("it opens again");
+    assert_eq!(harness.acquire().0, epoch + 2, "an epoch is never granted twice");
+}
+
+#[test]
+fn reads_answer_what_was_written() {
+    let mut harness = Harness::new(7);
+    let (epoch, first) = harness.acquire();
+    let cursor = Cursor {
+        user: "bob".into(),
+        device: "pad".into(),
+        convo: "g".into(),
+        delivered: 2,
+        read: 1,
+        marker: 3,
+    };
+    let mut records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
+    records.push(Record::Device { user: "bob".into(), device: "pad".into(), ts: 5 });
+    records.push(Record::Cursors { cursors: vec![cursor.clone()] });
+    harness.get(&append(epoch, first, &records));
+
+    let found = harness.get(&ToStore::LoadConversation { convo: "g".into() });
+    let prints = (1..=5).map(|seq| fingerprint("alice", &format!("id-{seq}"))).collect::<Vec<_>>();
+    let to = harness.number;
+    let expected = FromStore::Conversation { to, head: 5, fingerprints: prints, complete: true };
+    assert_eq!(found, expected);
+
+    let found = harness.get(&ToStore::LoadUser { user: "bob".into() });
+    let (to, devices) = (harness.number, vec!["pad".into()]);
+    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor] });
+
+    let lookup =
+        |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };
+    let third = Some(Accepted { seq: 3, mid: 30, ts: 1_003 });
+    assert_eq!(
+        harness.get(&lookup("id-3")),
+        FromStore::Found { to: harness.number, message: third }
+    );
+    assert_eq!(
+        harness.get(&lookup("id-9")),
+        FromStore::Found { to: harness.number, message: None }
+    );
+
+    let range = |first, last, size_max| ToStore::Range { convo: "g".into(), first, last, size_max };
+    for (request, seqs) in [
+        (range(1, 5, 100_000), 1..=5),
+        (range(0, 99, 100_000), 1..=5),
+        (range(2, 3, 100_000), 2..=3),
+        (range(2, 5, 0), 2..=2),
+        (range(2, 5, 350), 2..=3),
+        (range(6, 9, 500), 6..=5),
+    ] {
+        let messages = seqs.map(|seq| message("g", seq, 100)).collect();
+        let answer = harness.get(&request);
+        assert_eq!(answer, FromStore::Messages { to: harness.number, messages });
+    }
+    assert_eq!(harness.store.metrics().unaccounted, 0);
+}
+
+#[test]
+fn a_rotten_message_is_never_handed_out() {
+    let mut harness = Harness::new(8);
+    let (epoch, first) = harness.acquire();
+    harness.get(&append(epoch, first, &[message_record("g", 1, 2_000)]));
+    let segment = harness.disk.numbers()[0];
+    harness.disk.corrupt(segment, 2 * 4096 + 1_000);
+    let answer = harness.get(&ToStore::Range { convo: "g".into(), first: 1, last: 1, size_max: 9 });
+    assert_eq!(answer, FromStore::Unavailable { to: harness.number });
+    assert_eq!(harness.store.metrics().unaccounted, 1);
+    let answer = harness.get(&ToStore::ReadLog { first_lsn: 2, size_max: 9 });
+    assert_eq!(answer, FromStore::Unavailable { to: harness.number });
+}
+
+#[test]
+fn hello_above_the_end_refuses() {
+    let mut harness = Harness::new(9);
+    harness.acquire();
+    harness.begin(1).expect("position 1 is there");
+    let problem = harness.begin(2).expect_err("position 2 is not");
+    assert!(matches!(problem, Problem::Fault(StoreFault::Lost { seen: 2, end: 1, .. })));
+    assert!(problem.to_string().contains("position 2") && problem.to_string().contains("at 1"));
+}
+
+#[test]
+fn garbage_is_refused_and_never_written() {
+    let mut harness = Harness::new(10);
+    let (epoch, first) = harness.acquire();
+    let good = append(epoch, first, &[message_record("g", 1, 10)]).to_bytes();
+    let epoch_record = Record::Epoch { epoch: 99, incarnation: 1 };
+    let mut bad = vec![
+        append(epoch, first, &[epoch_record]).to_bytes(),
+        append(epoch, first, &[]).to_bytes(),
+        append(epoch, 0, &[message_record("g", 1, 10)]).to_bytes(),
+        append(epoch, u64::MAX, &[message_record("g", 1, 10)]).to_bytes(),
+        append(epoch, first, &[message_record("g", 0, 10)]).to_bytes(),
+        append(epoch, first, &[message_record("g", 1, SEGMENT_SIZE as usize)]).to_bytes(),
+    ];
+    bad.extend((0..good.len()).map(|size| good[..size].to_vec()));
+    for entry in bad {
+        let problem = harness.try_ask(entry.into()).expect_err("refused");
+        assert!(matches!(problem, Problem::Violation { peer: PEER, .. }));
+    }
+    harness.settle();
+    assert_eq!(harness.read_all().len(), 1);
+    assert!(harness.store.metrics().malformed > 6);
+}
+
+#[test]
+fn a_full_disk_is_unavailable_and_reads_go_on() {
+    let disk = SimDisk::new(11);
+    disk.set_space(SEGMENT_SIZE * 2);
+    let mut harness = Harness::on(disk, MemoryIndex::default(), 1).expect("it opens");
+    let (epoch, mut next_lsn) = harness.acquire();
+    let stuck = loop {
+        let seq = next_lsn - 1;
+        let number = harness.ask(&append(epoch, next_lsn, &[message_record("g", seq, 3_000)]));
+        harness.settle();
+        match harness.answer(number) {
+            Some(_) => next_lsn += 1,
+            None => break number,
+        }
+    };
+    let behind = harness.ask(&append(epoch, next_lsn + 1, &[message_record("g", 99, 10)]));
+    assert!(harness.store.deadline_us().is_some());
+    let range = ToStore::Range { convo: "g".into(), first: 1, last: 1, size_max: 0 };
+    assert!(
+        matches!(harness.get(&range), FromStore::Messages { messages, .. } if messages.len() == 1)
+    );
+    harness.now.monotonic_us += SPACE_WAIT_US;
+    harness.settle();
+    for number in [stuck, behind] {
+        assert_eq!(harness.answer(number), Some(FromStore::Unavailable { to: number }));
+    }
+    harness.disk.set_space(u64::MAX);
+    harness.now.monotonic_us += SPACE_WAIT_US;
+    harness.settle();
+    let again = append(epoch, next_lsn, &[message_record("g", next_lsn - 1, 3_000)]);
+    assert_eq!(durable(harness.get(&again)), next_lsn + 1);
+    assert!(harness.store.metrics().no_space >= 1);
+}
+
+#[test]
+fn a_failed_write_is_a_fault() {
+    let mut harness = Harness::new(12);
+    harness.settle();
+    harness.disk.fail_writes();
+    harness.ask(&ToStore::Acquire { incarnation: 1 });
+    harness.disk.settle();
+    let fault = harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
+    assert!(matches!(fault, StoreFault::Device(_)));
+}
+
+#[test]
+fn answers_wait_for_a_full_link_and_die_with_their_session() {
+    let mut harness = Harness::new(13);
+    harness.outlet.is_full = true;
+    let number = harness.ask(&ToStore::Acquire { incarnation: 1 });
+    harness.settle();
+    assert!(harness.outlet.answered.is_empty());
+    harness.outlet.is_full = false;
+    harness.settle();
+    assert_eq!(harness.outlet.answered, [number]);
+    harness.outlet.is_full = true;
+    harness.ask(&ToStore::Acquire { incarnation: 1 });
+    harness.settle();
+    harness.begin(0).expect("nothing above the end");
+    harness.outlet.is_full = false;
+    harness.settle();
+    assert_eq!(harness.outlet.answered, [number], "the second was of a session that is over");
+    let event = LinkEvent::Ended { peer: PeerId(1) };
+    let now = harness.now;
+    harness.store.handle(now, event, &mut harness.outlet).expect("an end is no problem");
+    assert!(harness.try_ask(ToStore::Acquire { incarnation: 1 }.to_bytes().into()).is_ok());
+    harness.settle();
+    assert_eq!(harness.outlet.answered, [number]);
+}
