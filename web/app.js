@@ -664,6 +664,7 @@ function wireLoad(panes) {
 function showCounters(witness, panes) {
   const milliseconds = (value) => {
     if (value === null) return '-';
+    if (value >= 1_000) return `${(value / 1_000).toFixed(1)} s`;
     return value < 10 ? `${value.toFixed(1)} ms` : `${Math.round(value)} ms`;
   };
   const numbers = {
