@@ -1,5 +1,6 @@
 //! `aldis echo`: every message comes back. What conformance suites and load generators talk to.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -67,7 +68,8 @@ pub fn run(address: SocketAddr, shards: usize) -> anyhow::Result<()> {
         .enumerate()
         .map(|(index, listener)| spawn(index, listener, Arc::clone(&stop)))
         .collect::<Result<Vec<_>, _>>()?;
-    println!("listening on {bound}");
+    // For whoever started it: port 0 asks the kernel to choose.
+    writeln!(std::io::stdout(), "listening on {bound}")?;
     for thread in threads {
         match thread.join() {
             Ok(outcome) => outcome?,

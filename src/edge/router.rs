@@ -1,8 +1,9 @@
 //! One edge shard's logic between its chat connections and the sequencer. No sockets, no clock.
 //!
 //! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable`
-//! when a bound was reached. Nothing is said to a client before `welcome`. What the link cannot take now
-//! waits in order; what a lost link session took with it is asked again, in order, in the next one.
+//! when a bound was reached. Nothing is said to a client before `welcome`. What the link cannot
+//! take now waits in order; what a lost link session took with it is asked again, in order, in the
+//! next one.
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`

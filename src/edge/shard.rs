@@ -1,7 +1,7 @@
 //! One thread of the edge: a ring, its connections, and the application that they talk to.
 //!
-//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all that
-//! a turn's completions make somebody say leaves at its end, in one send per connection.
+//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all
+//! that a turn's completions make somebody say leaves at its end, in one send per connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -118,7 +118,8 @@ mod tests {
         // By bytes, not by alphabet: upper case comes first, and UTF-8 after all of ASCII.
         assert_eq!(&*direct("a", "Z"), "dm:Z:a");
         assert_eq!(&*direct("\u{e4}", "z"), "dm:z:\u{e4}");
-        // By the raw ids: `:` (3A) is above `/` (2F); in its encoded form, `%3A`, it would not be.
+        // By the raw ids, not by their encoded form: `:` (3A) is above `/` (2F), `%3A` would not
+        // be.
         assert_eq!(&*direct("a:", "a/"), "dm:a/:a%3A");
         assert_eq!(parse("dm:a/:a%3A").map(|name| name.direct_member("a:")), Ok(Some(true)));
     }

@@ -1,5 +1,6 @@
 //! Decided records on their way into the log: one batch under way, everything later gathers behind
-//! it (group commit: DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984).
+//! it (group commit: DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
+//! 1984).
 //!
 //! Invariant: `durable < flight < waiting` in log positions, without gap. What was assigned a
 //! position keeps it: the batch under way is repeated byte for byte until it is answered.

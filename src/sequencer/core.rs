@@ -1,4 +1,5 @@
-//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and users.
+//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and
+//! users.
 //!
 //! In memory, rebuilt from the store; what is not durable is visible to nobody. Events come in
 //! through [`Sequencer::handle`] and [`Sequencer::tick`]; what it says goes into an [`Outlet`].
@@ -207,7 +208,8 @@ impl Sequencer {
     }
 
     /// A push or an answer. One that the link does not take ends the session with that edge (the
-    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it here.
+    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it
+    /// here.
     pub(super) fn say(&mut self, peer: PeerId, say: ToEdge, out: &mut dyn Outlet) {
         let _ended_by_the_host = out.submit(peer, say.to_bytes());
     }

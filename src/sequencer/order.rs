@@ -204,7 +204,7 @@ impl Sequencer {
 
 fn resolve(user: &Id, target: &Target) -> Result<ConversationName, (Code, &'static str)> {
     match target {
-        Target::User { user: to } => Ok(direct(user, to).into()),
+        Target::User { user: to } => Ok(direct(user, to)),
         Target::Conversation { name } => check_name(name).map(|()| name.clone()),
     }
 }

@@ -1,7 +1,8 @@
 //! The session registry: numbered sessions, one per device, the greater number wins.
 //!
 //! A session lives in its user's device. It is numbered before `welcome` and counts only once the
-//! edge confirmed that the connection still stood; an older one is told `replaced` then, not before.
+//! edge confirmed that the connection still stood; an older one is told `replaced` then, not
+//! before.
 
 use super::appender::Waiter;
 use super::core::Sequencer;

@@ -1,8 +1,9 @@
 //! Catching up: a session's backlog, read from the store in order, paced by the connection alone.
 //!
-//! Per (session, conversation) `pushed_upto` says what the connection was given. While a conversation
-//! catches up nothing live of it is pushed, since the catching up will reach it; it turns live once
-//! everything fanned out has been pushed. So live never overtakes backlog, and nothing is skipped.
+//! Per (session, conversation) `pushed_upto` says what the connection was given. While a
+//! conversation catches up nothing live of it is pushed, since the catching up will reach it; it
+//! turns live once everything fanned out has been pushed. So live never overtakes backlog, and
+//! nothing is skipped.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,7 +33,8 @@ pub struct Asked {
 struct Position {
     pushed_upto: u64,
     catching: bool,
-    /// The session's stream when it last began to catch up; a drop reported of an earlier one is void.
+    /// The session's stream when it last began to catch up; a drop reported of an earlier one is
+    /// void.
     stream: u64,
 }
 
@@ -54,7 +56,8 @@ pub struct Session {
     stream: u64,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
-    /// The conversation being read for the first request, and what was fanned out when it was asked.
+    /// The conversation being read for the first request, and what was fanned out when it was
+    /// asked.
     reading: Option<(ConversationName, u64)>,
     /// A chunk is on its way to the socket.
     awaits_room: bool,

@@ -146,7 +146,7 @@ impl LogDevice for SimDisk {
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {
         let mut shared = self.shared.borrow_mut();
         let size = shared.files.get(&segment).map_or(0, |file| file.visible.len());
-        let aligned = offset % 4096 == 0 && data.len() % 4096 == 0;
+        let aligned = offset.is_multiple_of(4096) && data.len().is_multiple_of(4096);
         assert!(aligned && offset as usize + data.len() <= size, "a write outside its segment");
         shared.pending.push(Pending::Write { segment, offset, data });
     }
@@ -327,8 +327,8 @@ impl SplitMix {
         (self.next() % count as u64) as usize
     }
 
-    /// For each of many alike: all, none, or (`None`) each on its own. Whole and not at all are rare
-    /// among random subsets, and the most telling.
+    /// For each of many alike: all, none, or (`None`) each on its own. Whole and not at all are
+    /// rare among random subsets, and the most telling.
     fn choice(&mut self) -> Option<bool> {
         match self.below(4) {
             0 => Some(false),

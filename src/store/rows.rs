@@ -1,8 +1,8 @@
 //! The pure mapping from records to rows, and from rows to answers.
 //!
-//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the same
-//! rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts with
-//! their size before them, so that a prefix never matches half a name.
+//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the
+//! same rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts
+//! with their size before them, so that a prefix never matches half a name.
 
 use std::collections::BTreeMap;
 
