@@ -97,12 +97,10 @@ fn spawn(
     listener: Listener,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<thread::JoinHandle<anyhow::Result<()>>> {
-    thread::Builder::new()
-        .name(format!("shard-{index}"))
-        .spawn(move || {
-            let stop = StopAll(stop);
-            run_shard(&listener, &stop.0)
-        })
+    thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        let stop = StopAll(stop);
+        run_shard(&listener, &stop.0)
+    })
 }
 
 /// Stops every shard when one ends, however it does: without it, the others would go on answering
@@ -116,10 +114,7 @@ impl Drop for StopAll {
 }
 
 fn run_shard(listener: &Listener, stop: &AtomicBool) -> anyhow::Result<()> {
-    let ring = KernelRing::new(RingOptions {
-        sockets: SOCKETS_MAX,
-        ..RingOptions::default()
-    })?;
+    let ring = KernelRing::new(RingOptions { sockets: SOCKETS_MAX, ..RingOptions::default() })?;
     let options = ShardOptions {
         connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
         message_size_max: ECHO_MESSAGE_SIZE_MAX as u32,

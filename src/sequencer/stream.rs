@@ -269,7 +269,8 @@ impl Sequencer {
         if position.is_some_and(|position| position.stream > stream) {
             return;
         }
-        let pushed_upto = position.map_or(seq, |position| position.pushed_upto).min(seq.saturating_sub(1));
+        let pushed_upto =
+            position.map_or(seq, |position| position.pushed_upto).min(seq.saturating_sub(1));
         if let Some(lag) = &mut session.lag {
             let lowest = lag.pushed_upto.entry(convo).or_insert(pushed_upto);
             *lowest = pushed_upto.min(*lowest);

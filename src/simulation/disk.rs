@@ -145,20 +145,10 @@ impl LogDevice for SimDisk {
 
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {
         let mut shared = self.shared.borrow_mut();
-        let size = shared
-            .files
-            .get(&segment)
-            .map_or(0, |file| file.visible.len());
+        let size = shared.files.get(&segment).map_or(0, |file| file.visible.len());
         let aligned = offset.is_multiple_of(4096) && data.len().is_multiple_of(4096);
-        assert!(
-            aligned && offset as usize + data.len() <= size,
-            "a write outside its segment"
-        );
-        shared.pending.push(Pending::Write {
-            segment,
-            offset,
-            data,
-        });
+        assert!(aligned && offset as usize + data.len() <= size, "a write outside its segment");
+        shared.pending.push(Pending::Write { segment, offset, data });
     }
 
     fn remove(&mut self, segment: u64) {

@@ -247,10 +247,9 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 let append = Append { epoch, count: 1, records: record.to_bytes().into() };
                 return self.start(now, request, &append, Some(epoch));
             }
-            RequestKind::Resume { epoch } if self.is_current(*epoch) => FromStore::Resumed {
-                to,
-                next_lsn: self.log.next_lsn(),
-            },
+            RequestKind::Resume { epoch } if self.is_current(*epoch) => {
+                FromStore::Resumed { to, next_lsn: self.log.next_lsn() }
+            }
             RequestKind::Resume { .. } => self.fenced(to),
             RequestKind::Append { epoch, first_lsn, count, records } => {
                 let next_lsn = self.log.next_lsn();

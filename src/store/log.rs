@@ -111,11 +111,7 @@ impl<D: LogDevice> Log<D> {
             next_lsn: recovered.next_lsn,
             previous_checksum: recovered.previous_checksum,
             active: None,
-            next: Preparation {
-                segment,
-                size,
-                progress: Progress::Creating,
-            },
+            next: Preparation { segment, size, progress: Progress::Creating },
             writing: None,
             no_space_count: 0,
         }
@@ -234,29 +230,17 @@ impl<D: LogDevice> Log<D> {
         if self.active.is_some_and(fits) {
             return true;
         }
-        let Preparation {
-            segment,
-            size,
-            progress: Progress::Ready,
-        } = self.next
-        else {
+        let Preparation { segment, size, progress: Progress::Ready } = self.next else {
             return false;
         };
         let offset = BLOCK_SIZE as u64;
-        self.active = Some(Active {
-            place: Place { segment, offset },
-            size,
-        });
+        self.active = Some(Active { place: Place { segment, offset }, size });
         self.prepare(segment + 1, self.options.segment_size);
         true
     }
 
     fn retry_creation(&mut self, now: Now) {
-        let Preparation {
-            segment,
-            size,
-            progress,
-        } = self.next;
+        let Preparation { segment, size, progress } = self.next;
         if let Progress::NoSpace { retry_us } = progress
             && now.monotonic_us >= retry_us
         {
@@ -266,11 +250,7 @@ impl<D: LogDevice> Log<D> {
 
     fn prepare(&mut self, segment: u64, size: u64) {
         self.device.create(segment, size);
-        self.next = Preparation {
-            segment,
-            size,
-            progress: Progress::Creating,
-        };
+        self.next = Preparation { segment, size, progress: Progress::Creating };
     }
 
     fn segment_header(&self, number: u64) -> SegmentHeader {

@@ -67,11 +67,7 @@ impl Done {
             Done::Answer { reply, entry, .. } if entry.len() > LINK_ENTRY_SIZE_MAX => {
                 tracing::error!(size = entry.len(), "an answer is too large for a link");
                 let (answer, outcome) = unavailable(reply.number);
-                Done::Answer {
-                    reply,
-                    entry: answer.to_bytes(),
-                    outcome,
-                }
+                Done::Answer { reply, entry: answer.to_bytes(), outcome }
             }
             other => other,
         }
@@ -152,18 +148,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     pub fn apply_tasks(&mut self, batches: &[Batch]) -> Result<Done, StoreFault> {
         for batch in batches {
             let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
-            let place = Place {
-                segment: batch.segment,
-                offset,
-            };
+            let place = Place { segment: batch.segment, offset };
             self.positions.note(batch.first_lsn, place);
         }
         self.apply(self.positions.log_id(), batches)?;
         let bytes = batches.iter().map(|batch| batch.records.len()).sum();
-        Ok(Done::Applied {
-            lsn: self.state.applied_lsn,
-            bytes,
-        })
+        Ok(Done::Applied { lsn: self.state.applied_lsn, bytes })
     }
 
     /// Hands what was applied to the kernel, so that it outlives this process.
@@ -189,12 +179,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             Task::Apply(batch) => self.apply_tasks(&[batch]),
             Task::Answer { reply, entry } => {
                 let (answer, outcome) = self.answer(reply.number, entry)?;
-                Ok(Done::Answer {
-                    reply,
-                    entry: answer.to_bytes(),
-                    outcome,
-                }
-                .within_limit())
+                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome }.within_limit())
             }
             Task::Grant { reply, epoch, next_lsn } => {
                 let granted = self.grant(reply.number, epoch, next_lsn)?;

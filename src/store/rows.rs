@@ -66,7 +66,8 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that durable batches make, its new state among them: all of them or none are applied.
+/// The changes that durable batches make, its new state among them: all of them or none are
+/// applied.
 pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
     for batch in batches {
@@ -181,13 +182,9 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
     let mut reader = Reader::new(batch.records.clone());
     for index in 0..u64::from(batch.count) {
         let start = batch.records.len() - reader.remaining();
-        let record = Record::read(&mut reader).map_err(|reason| StoreFault::Record {
-            lsn: batch.first_lsn + index,
-            reason,
-        })?;
-        let bytes = batch
-            .records
-            .slice(start..batch.records.len() - reader.remaining());
+        let record = Record::read(&mut reader)
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
         let location = Location {
             segment: batch.segment,
             offset: batch.offset + start as u64,

@@ -27,8 +27,8 @@ use crate::sys::{self, AlignedBuffer, BLOCK_SIZE, Waker};
 /// Bytes of zeros per write while a segment is made: small, so that commits get in between.
 const ZERO_SIZE: usize = 256 * 1024;
 /// Between those writes while there is a segment that commits go to: 64 MiB take a quarter of a
-/// second longer then, and commits are not queued behind them. (Pauses of 2 ms: 12 to 46 % less time
-/// for 512,000 messages as fast as they went, on a busy box.)
+/// second longer then, and commits are not queued behind them. (Pauses of 2 ms: 12 to 46 % less
+/// time for 512,000 messages as fast as they went, on a busy box.)
 const ZERO_PAUSE: Duration = Duration::from_millis(1);
 /// One write, one creation and a few removals are under way at a time.
 const QUEUE_COUNT_MAX: usize = 1024;
@@ -234,11 +234,7 @@ impl Writer {
         let path = segment_path(&self.log_path, segment);
         let direct = if self.direct { sys::OPEN_DIRECT } else { 0 };
         let mut options = OpenOptions::new();
-        options
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .custom_flags(direct);
+        options.create(true).truncate(true).write(true).custom_flags(direct);
         let file = options.open(&path)?;
         let sizing = file.try_clone()?;
         let file = tokio_uring::fs::File::from_std(file);

@@ -35,20 +35,14 @@ impl Server {
             shard.run(&flag);
             shard.counters()
         });
-        Server {
-            address: receiver.recv().expect("the shard starts"),
-            stop,
-            thread: Some(thread),
-        }
+        Server { address: receiver.recv().expect("the shard starts"), stop, thread: Some(thread) }
     }
 
     fn connect(&self) -> WebSocket<TcpStream> {
         let stream = TcpStream::connect(self.address).expect("it listens");
         let timeout = Some(Duration::from_secs(20));
         stream.set_read_timeout(timeout).expect("a timeout");
-        client(format!("ws://{}/", self.address), stream)
-            .expect("upgraded")
-            .0
+        client(format!("ws://{}/", self.address), stream).expect("upgraded").0
     }
 
     fn stop(mut self) -> Counters {
@@ -73,10 +67,7 @@ fn messages_of_every_size_come_back() {
     assert!(socket.read().expect("the answer").is_close());
     let counters = server.stop();
     assert_eq!((counters.opened, counters.messages), (1, 10));
-    assert_eq!(
-        (counters.violations, counters.lost, counters.slow),
-        (0, 0, 0)
-    );
+    assert_eq!((counters.violations, counters.lost, counters.slow), (0, 0, 0));
 }
 
 #[test]
@@ -95,11 +86,7 @@ fn a_pipelined_burst_is_answered_with_few_sends() {
     }
     let counters = server.stop();
     assert_eq!(counters.messages, u64::from(COUNT));
-    assert!(
-        counters.sends < u64::from(COUNT) / 20,
-        "{} sends",
-        counters.sends
-    );
+    assert!(counters.sends < u64::from(COUNT) / 20, "{} sends", counters.sends);
 }
 
 #[test]
@@ -114,10 +101,7 @@ fn many_connections_come_and_go_and_slots_are_used_again() {
         }
     }
     let counters = server.stop();
-    assert_eq!(
-        (counters.opened, counters.messages, counters.refused),
-        (500, 500, 0)
-    );
+    assert_eq!((counters.opened, counters.messages, counters.refused), (500, 500, 0));
 }
 
 #[test]

@@ -114,20 +114,9 @@ fn check(harness: &mut Harness, witness: &mut Witness) {
     assert_eq!(records[..witness.durable.len()], witness.durable[..]);
     assert_eq!(records.len() as u64, harness.store.known_durable());
     let messages: Vec<_> = records.iter().filter_map(message_of).cloned().collect();
-    let range = ToStore::Range {
-        convo: "g".into(),
-        first: 1,
-        last: u64::MAX,
-        size_max: 1 << 22,
-    };
+    let range = ToStore::Range { convo: "g".into(), first: 1, last: u64::MAX, size_max: 1 << 22 };
     let answer = harness.look(&range);
-    assert_eq!(
-        answer,
-        FromStore::Messages {
-            to: harness.number,
-            messages
-        }
-    );
+    assert_eq!(answer, FromStore::Messages { to: harness.number, messages });
     assert_eq!(harness.store.metrics().unaccounted, 0);
     witness.durable = records;
 }

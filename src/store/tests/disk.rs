@@ -177,9 +177,8 @@ fn child_that_is_killed() {
     let mut seq = messages_of(&mut real).len() as u64;
     loop {
         let count = 1 + seq % 5;
-        let records: Vec<_> = (1..=count)
-            .map(|index| message_record("g", seq + index, 5_000))
-            .collect();
+        let records: Vec<_> =
+            (1..=count).map(|index| message_record("g", seq + index, 5_000)).collect();
         let number = real.ask(&append(epoch, next_lsn, &records));
         assert!(matches!(real.wait(number), FromStore::Durable { .. }));
         (seq, next_lsn) = (seq + count, next_lsn + count);
@@ -192,12 +191,7 @@ fn messages_of(real: &mut Real) -> Vec<u64> {
     loop {
         let first = seqs.len() as u64 + 1;
         let last = u64::MAX;
-        let range = ToStore::Range {
-            convo: "g".into(),
-            first,
-            last,
-            size_max: 1 << 20,
-        };
+        let range = ToStore::Range { convo: "g".into(), first, last, size_max: 1 << 20 };
         match real.get(&range) {
             FromStore::Messages { messages, .. } if messages.is_empty() => return seqs,
             FromStore::Messages { messages, .. } => {
@@ -216,11 +210,7 @@ fn what_a_killed_process_was_told_is_durable() {
     let folder = tempfile::tempdir().expect("a folder");
     for round in 0..4 {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "--nocapture",
-                "store::tests::disk::child_that_is_killed",
-            ])
+            .args(["--exact", "--nocapture", "store::tests::disk::child_that_is_killed"])
             .env(CHILD_FOLDER, folder.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -228,10 +218,7 @@ fn what_a_killed_process_was_told_is_durable() {
         let output = child.stdout.take().expect("piped");
         let mut lines = BufReader::new(output).lines().map_while(Result::ok);
         let durable = |line: String| line.strip_prefix("durable ")?.parse::<u64>().ok();
-        let first = lines
-            .by_ref()
-            .find_map(durable)
-            .expect("it says what is durable");
+        let first = lines.by_ref().find_map(durable).expect("it says what is durable");
         std::thread::sleep(Duration::from_millis(20 + 60 * round));
         child.kill().expect("killed");
         // The successor does not wait for the end of the child: its locks are what it waits for.

@@ -150,10 +150,7 @@ impl Harness {
         let mut records = Vec::new();
         loop {
             let first_lsn = records.len() as u64 + 1;
-            match self.look(&ToStore::ReadLog {
-                first_lsn,
-                size_max: 500,
-            }) {
+            match self.look(&ToStore::ReadLog { first_lsn, size_max: 500 }) {
                 FromStore::Records { count: 0, .. } => return records,
                 FromStore::Records { records: bytes, .. } => records.extend(decode(bytes)),
                 other => panic!("no records: {other:?}"),

@@ -136,9 +136,7 @@ fn a_commit_that_was_cut_stays_cut() {
     let before = harness.read_all();
     // Position 4 of the first life appears where it would have been, intact.
     let place = 4 * BLOCK_SIZE;
-    harness
-        .disk
-        .place(1, place as u64, &late[place..place + BLOCK_SIZE]);
+    harness.disk.place(1, place as u64, &late[place..place + BLOCK_SIZE]);
     let disk = harness.disk.clone();
     let mut harness = Harness::on(disk, MemoryIndex::default(), 3).expect("it opens");
     assert_eq!(harness.read_all(), before);

@@ -73,15 +73,9 @@ fn lower_epoch_is_fenced() {
     assert!(matches!(answer, FromStore::Fenced { .. }));
     let answer = harness.get(&ToStore::Resume { epoch: new, incarnation: 1 });
     assert!(matches!(answer, FromStore::Resumed { next_lsn: at, .. } if at == next_lsn));
-    assert_eq!(
-        durable(harness.get(&append(new, next_lsn, &records))),
-        next_lsn + 1
-    );
+    assert_eq!(durable(harness.get(&append(new, next_lsn, &records))), next_lsn + 1);
     let answer = harness.get(&append(new + 1, next_lsn + 1, &records));
-    assert!(
-        matches!(answer, FromStore::Fenced { .. }),
-        "an epoch that nobody was granted"
-    );
+    assert!(matches!(answer, FromStore::Fenced { .. }), "an epoch that nobody was granted");
     let answer = harness.get(&append(new, next_lsn + 5, &records));
     assert!(matches!(answer, FromStore::Fenced { .. }), "a position beyond the end");
 }
@@ -327,9 +321,7 @@ impl IndexWorker for StuckIndex {
         match task {
             Task::Apply(batch) => {
                 let (lsn, bytes) = (batch.last_lsn(), batch.records.len());
-                self.sizes
-                    .borrow_mut()
-                    .push_back(Done::Applied { lsn, bytes });
+                self.sizes.borrow_mut().push_back(Done::Applied { lsn, bytes });
                 Ok(())
             }
             Task::Answer { .. } | Task::Grant { .. } => Ok(()),
@@ -337,10 +329,7 @@ impl IndexWorker for StuckIndex {
     }
 
     fn poll(&mut self) -> Result<Option<Done>, StoreFault> {
-        let done = self
-            .is_free
-            .get()
-            .then(|| self.sizes.borrow_mut().pop_front());
+        let done = self.is_free.get().then(|| self.sizes.borrow_mut().pop_front());
         Ok(done.flatten())
     }
 }
@@ -349,29 +338,13 @@ impl IndexWorker for StuckIndex {
 fn an_index_that_lags_holds_answers_back() {
     let disk = SimDisk::new(14);
     let is_free = Rc::new(Cell::new(false));
-    let worker = StuckIndex {
-        is_free: is_free.clone(),
-        ..StuckIndex::default()
-    };
-    let large = LogOptions {
-        segment_size: 16 << 20,
-        ..options(1)
-    };
-    let mut store = open_on(
-        disk.clone(),
-        MemoryIndex::default(),
-        large,
-        || 0,
-        |_| Ok(worker),
-    )
-    .expect("opens");
+    let worker = StuckIndex { is_free: is_free.clone(), ..StuckIndex::default() };
+    let large = LogOptions { segment_size: 16 << 20, ..options(1) };
+    let mut store =
+        open_on(disk.clone(), MemoryIndex::default(), large, || 0, |_| Ok(worker)).expect("opens");
     let (now, mut outlet) = (Now::default(), Recorder::default());
-    let event = LinkEvent::Began {
-        peer: PEER,
-        name: "sequencer".into(),
-        incarnation: 1,
-        durable_seen: 0,
-    };
+    let event =
+        LinkEvent::Began { peer: PEER, name: "sequencer".into(), incarnation: 1, durable_seen: 0 };
     store.handle(now, event, &mut outlet).expect("a session");
     let batch = append(1, 2, &[message_record("g", 1, 5 << 20)]);
     let ToStore::Append { count, records, .. } = batch else {
@@ -381,19 +354,10 @@ fn an_index_that_lags_holds_answers_back() {
         let records = records.clone();
         let request = match number {
             1 => ToStore::Acquire { incarnation: 1 },
-            _ => ToStore::Append {
-                epoch: 1,
-                first_lsn: number,
-                count,
-                records,
-            },
+            _ => ToStore::Append { epoch: 1, first_lsn: number, count, records },
         };
         let entry = request.to_bytes().into();
-        let event = LinkEvent::Entry {
-            peer: PEER,
-            number,
-            entry,
-        };
+        let event = LinkEvent::Entry { peer: PEER, number, entry };
         store.handle(now, event, &mut outlet).expect("a good batch");
         disk.settle();
         store.poll(now, &mut outlet).expect("the disk works");
@@ -402,16 +366,8 @@ fn an_index_that_lags_holds_answers_back() {
         }
     }
     let size = INDEX_BACKLOG_SIZE_MAX / records.len();
-    assert_eq!(
-        outlet.answered.len(),
-        size,
-        "answers for as much as may be behind"
-    );
-    assert_eq!(
-        store.known_durable(),
-        size as u64 + 2,
-        "and one more is durable, unanswered"
-    );
+    assert_eq!(outlet.answered.len(), size, "answers for as much as may be behind");
+    assert_eq!(store.known_durable(), size as u64 + 2, "and one more is durable, unanswered");
     is_free.set(true);
     store.poll(now, &mut outlet).expect("the disk works");
     while disk.step() {
@@ -426,9 +382,6 @@ fn nobody_appends_before_the_first_grant() {
     let mut harness = Harness::new(15);
     let answer = harness.get(&append(0, 1, &[message_record("g", 1, 10)]));
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
-    let answer = harness.get(&ToStore::Resume {
-        epoch: 0,
-        incarnation: 1,
-    });
+    let answer = harness.get(&ToStore::Resume { epoch: 0, incarnation: 1 });
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
 }

@@ -41,19 +41,12 @@ impl World {
                 ..RingOptions::default()
             },
         );
-        let options = ShardOptions {
-            connection_count_max: CLIENT_COUNT,
-            ..ShardOptions::default()
-        };
+        let options =
+            ShardOptions { connection_count_max: CLIENT_COUNT, ..ShardOptions::default() };
         let (listener, id) = (ring.listen(ADDRESS.into()), ring.id());
         let mut shard = Shard::new(ring, EchoApplication, options, Now::default());
         shard.add_listener(listener);
-        World {
-            network,
-            shard,
-            ring: id,
-            random,
-        }
+        World { network, shard, ring: id, random }
     }
 
     fn turn(&mut self) {
@@ -64,10 +57,7 @@ impl World {
 
     fn turn_shard(&mut self) {
         let network = self.network.clone();
-        self.shard.turn(&mut || Now {
-            monotonic_us: network.now_us(),
-            unix_ms: 0,
-        });
+        self.shard.turn(&mut || Now { monotonic_us: network.now_us(), unix_ms: 0 });
     }
 
     /// Lets time pass until nobody is connected; deadlines see to it that this comes.
@@ -79,10 +69,7 @@ impl World {
                 return;
             }
         }
-        panic!(
-            "{} connections stay for ever",
-            self.shard.connection_count()
-        );
+        panic!("{} connections stay for ever", self.shard.connection_count());
     }
 }
 
@@ -123,9 +110,7 @@ impl Talker {
 
     fn step(&mut self, random: &mut Random) {
         let size = random.index(self.outgoing.len().max(1)).max(1);
-        let written = self
-            .socket
-            .write(&self.outgoing[..size.min(self.outgoing.len())]);
+        let written = self.socket.write(&self.outgoing[..size.min(self.outgoing.len())]);
         self.outgoing.drain(..written);
         if random.chance(0.7) {
             let arrived = self.socket.read_at_most(1 + random.index(10_000));
@@ -135,10 +120,7 @@ impl Talker {
 
     /// Whether everything came back, in order, with the close frame at last.
     fn check(&self, is_complete: bool) {
-        let head_size = self
-            .incoming
-            .windows(4)
-            .position(|bytes| bytes == b"\r\n\r\n");
+        let head_size = self.incoming.windows(4).position(|bytes| bytes == b"\r\n\r\n");
         let Some(head_size) = head_size else {
             assert!(!is_complete, "not even upgraded");
             return;
@@ -155,10 +137,7 @@ impl Talker {
             }
         }
         if is_complete {
-            assert!(
-                is_closed && data.len() == 0 && pongs.len() == 0,
-                "something is missing"
-            );
+            assert!(is_closed && data.len() == 0 && pongs.len() == 0, "something is missing");
         }
     }
 }
@@ -220,13 +199,7 @@ fn without_resets_everything_comes_back() {
 fn with_resets_what_comes_back_is_right_and_nothing_stays() {
     for seed in 0..40 {
         println!("seed {seed}");
-        run(
-            seed,
-            FaultRates {
-                reset: 0.005,
-                ..FaultRates::rough()
-            },
-        );
+        run(seed, FaultRates { reset: 0.005, ..FaultRates::rough() });
     }
 }
 
