@@ -3,6 +3,7 @@
 //! durable.
 
 pub mod appender;
+pub mod budget;
 mod conversation;
 pub mod core;
 mod fanout;

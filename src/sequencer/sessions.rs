@@ -66,6 +66,7 @@ impl Sequencer {
         let known = self.users.contains_key(&user);
         self.users.entry(user.clone()).or_default().tasks.push_back(task);
         if !known {
+            self.residents.users.push_back(user.clone());
             let ask = ToStore::LoadUser { user: user.clone() };
             self.ask(ask, Purpose::User(user), out);
         } else {
