@@ -86,6 +86,12 @@ pub trait Application<R: Ring> {
     /// after this.
     fn turn_end(&mut self, _now: Now, _ring: &mut R, _connections: &mut Connections) {}
 
+    /// The shard takes no new connections and ends once all have left. Closes everything; an
+    /// application that has more to say does so, and closes in its own time.
+    fn stopping(&mut self, _now: Now, connections: &mut Connections) {
+        connections.close_all(1001, "going away");
+    }
+
     /// When the application wants a turn at the latest, in monotonic microseconds.
     fn next_deadline_us(&self) -> Option<u64> {
         None

@@ -9,8 +9,8 @@ use crate::clock::Now;
 use crate::framer::handshake::refusal_response;
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
 
-use super::application::{Application, ConnectionId, End};
-use super::connection::{CLOSE_MS, Listening, Phase};
+use super::application::{Application, ConnectionId};
+use super::connection::{Listening, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
 use super::receive;
 
@@ -89,40 +89,30 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.rearm_listeners();
     }
 
-    /// Turns until `stop` is set, then closes everything with 1001 and waits for that, twice the
-    /// close timeout at most.
+    /// Turns until `stop` is set, lets the application say goodbye, and waits until everybody has
+    /// left, `drain_ms` at most.
     pub fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             self.turn(&mut Now::read);
         }
-        self.stop_accepting();
-        self.close_all(1001, "going away");
-        let end_ms = Now::read().monotonic_ms() + 2 * CLOSE_MS;
+        self.begin_stop();
+        let end_ms = Now::read().monotonic_ms() + self.connections.options.drain_ms;
         while self.connections.count() > 0 && Now::read().monotonic_ms() < end_ms {
             self.turn(&mut Now::read);
         }
     }
 
-    /// Takes no new connections.
-    pub fn stop_accepting(&mut self) {
-        self.is_accepting = false;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            if listener.is_armed {
-                self.ring.cancel(accept_token(index));
-            }
-        }
-    }
-
-    /// Closes what is open, and drops what has not come so far.
-    pub fn close_all(&mut self, code: u16, reason: &str) {
+    /// Takes no new connections, drops those without a request, and tells the application. The
+    /// turns that follow do the rest, until [`Shard::connection_count`] is 0.
+    pub fn begin_stop(&mut self) {
+        self.stop_accepting();
         for id in self.connections.ids() {
-            if self.connections.is_open(id) {
-                let (end, listening) = (End::Stopping, Listening::Frames);
-                self.connections.begin_close(id, Some(code), reason, end, listening);
-            } else if self.phase(id) == Some(Phase::Request) {
+            if self.phase(id) == Some(Phase::Request) {
                 self.connections.leave(id, false);
             }
         }
+        let now = self.connections.now;
+        self.application.stopping(now, &mut self.connections);
     }
 
     /// For what the application asks of the ring before the first turn.
@@ -141,6 +131,15 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Slots in use: open, becoming so, or closing.
     pub fn connection_count(&self) -> usize {
         self.connections.count()
+    }
+
+    fn stop_accepting(&mut self) {
+        self.is_accepting = false;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            if listener.is_armed {
+                self.ring.cancel(accept_token(index));
+            }
+        }
     }
 
     fn pass_time(&mut self, now: Now) {

@@ -1,5 +1,7 @@
 //! The conditions of the upgrade, one by one, and the answers.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const GOOD: &str = "GET /chat?x=1&y=2 HTTP/1.1\r\n\
@@ -135,4 +137,27 @@ fn a_refusal_says_what_to_do() {
         assert!(head.lines().any(|line| line == field), "{field} in {head}");
     }
     assert_eq!(body, r#"{"code":"upgrade_required","message":"this address speaks WebSocket"}"#);
+}
+
+proptest! {
+    #[test]
+    fn damaged_requests_never_panic_and_are_whole_only_with_their_end(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = GOOD.as_bytes().to_vec();
+        for (index, byte) in damage {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        if let Ok(Some((request, size))) = Request::parse(&bytes) {
+            prop_assert!(bytes[..size].ends_with(b"\n"));
+            prop_assert!(Request::parse(&bytes[..size - 1]).is_ok_and(|whole| whole.is_none()));
+            let mut out = Vec::new();
+            if let Ok(upgrade) = request.upgrade() {
+                upgrade.write_response(None, &mut out);
+                prop_assert!(out.ends_with(b"\r\n\r\n"));
+            }
+            let _ = request.body_size();
+        }
+    }
 }

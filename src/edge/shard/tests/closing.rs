@@ -126,8 +126,7 @@ fn stopping_closes_everything_with_1001() {
     let mut stage = Stage::new();
     stage.open(7);
     stage.accept(8);
-    stage.shard.stop_accepting();
-    stage.shard.close_all(1001, "going away");
+    stage.shard.begin_stop();
     stage.settle();
     assert_eq!(stage.sent(), server_frame(Opcode::Close, &close_payload(1001, "going away")));
     assert_eq!(stage.closed(), [(Socket::Direct(8), false)]);
