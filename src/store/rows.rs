@@ -1,8 +1,8 @@
 //! The pure mapping from records to rows, and from rows to answers.
 //!
-//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the same
-//! rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts with
-//! their size before them, so that a prefix never matches half a name.
+//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the
+//! same rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts
+//! with their size before them, so that a prefix never matches half a name.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,8 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that durable batches make, its new state among them: all of them or none are applied.
+/// The changes that durable batches make, its new state among them: all of them or none are
+/// applied.
 pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
     for batch in batches {

@@ -27,8 +27,8 @@ use crate::sys::{self, AlignedBuffer, BLOCK_SIZE, Waker};
 /// Bytes of zeros per write while a segment is made: small, so that commits get in between.
 const ZERO_SIZE: usize = 256 * 1024;
 /// Between those writes while there is a segment that commits go to: 64 MiB take a quarter of a
-/// second longer then, and commits are not queued behind them. (Pauses of 2 ms: 12 to 46 % less time
-/// for 512,000 messages as fast as they went, on a busy box.)
+/// second longer then, and commits are not queued behind them. (Pauses of 2 ms: 12 to 46 % less
+/// time for 512,000 messages as fast as they went, on a busy box.)
 const ZERO_PAUSE: Duration = Duration::from_millis(1);
 /// One write, one creation and a few removals are under way at a time.
 const QUEUE_COUNT_MAX: usize = 1024;

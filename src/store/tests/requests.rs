@@ -270,7 +270,15 @@ fn reads_answer_what_was_written() {
             message: None
         }
     );
+    assert_eq!(harness.store.metrics().unaccounted, 0);
+}
 
+#[test]
+fn a_range_is_cut_to_what_exists_and_fits() {
+    let mut harness = Harness::new(7);
+    let (epoch, first) = harness.acquire();
+    let records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
+    harness.get(&append(epoch, first, &records));
     let range = |first, last, size_max| ToStore::Range {
         convo: "g".into(),
         first,
