@@ -30,6 +30,7 @@ struct Shared {
     /// Bytes that files may take altogether.
     space: u64,
     fails_writes: bool,
+    fails_flush: bool,
     fault: Option<DeviceFault>,
 }
 
@@ -64,6 +65,7 @@ impl SimDisk {
             events: VecDeque::new(),
             space: u64::MAX,
             fails_writes: false,
+            fails_flush: false,
             fault: None,
         };
         SimDisk { shared: Rc::new(RefCell::new(shared)) }
@@ -102,6 +104,11 @@ impl SimDisk {
     /// From now on every write fails.
     pub fn fail_writes(&self) {
         self.shared.borrow_mut().fails_writes = true;
+    }
+
+    /// From now on the flush when a log is opened fails, or works again.
+    pub fn fail_flush(&self, fails: bool) {
+        self.shared.borrow_mut().fails_flush = fails;
     }
 
     /// Flips a bit of what the disk holds.
@@ -174,6 +181,16 @@ impl LogDevice for SimDisk {
 
     fn flush(&mut self, segments: &[u64]) -> Result<(), DeviceFault> {
         let mut shared = self.shared.borrow_mut();
+        if shared.fails_flush {
+            let (operation, segment, offset) = (Operation::Sync, 0, 0);
+            let source = io::Error::other("the simulated disk fails to flush");
+            return Err(DeviceFault {
+                operation,
+                segment,
+                offset,
+                source,
+            });
+        }
         for segment in segments {
             if let Some(file) = shared.files.get_mut(segment) {
                 file.dirty.clear();

@@ -93,7 +93,7 @@ struct Writing {
 }
 
 impl<D: LogDevice> Log<D> {
-    /// Goes on after what was recovered. `device` has made that durable ([`LogDevice::flush`]).
+    /// Goes on after what was recovered. `device` had made that durable ([`LogDevice::flush`]).
     pub fn new(mut device: D, recovered: Recovered, options: LogOptions) -> Log<D> {
         let log_id = recovered.log_id.unwrap_or(options.new_log_id);
         let positions = recovered.positions.with_log_id(log_id);

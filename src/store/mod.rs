@@ -74,7 +74,7 @@ pub enum StoreFault {
     #[error(
         "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
          position {expected_lsn}, and position {known_durable} is known to have been durable; \
-         restore the segment from a copy, nothing was changed"
+         restore the segment from a copy, the log was not changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(
@@ -141,9 +141,9 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
     })
 }
 
-/// Opens the log on `device` under `index`: reads what the index lacks, makes it durable, and goes
-/// on in a new segment. `worker` puts the index where it will run. `clock_us` is read before and
-/// after.
+/// Opens the log on `device` under `index`: makes durable what is there, reads what the index lacks,
+/// and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is read before
+/// and after.
 pub fn open_on<D, I, W>(
     mut device: D,
     index: I,
@@ -160,6 +160,9 @@ where
     check_segment_size(options.segment_size)?;
     let mut applier = IndexReader::open(index, device.reader())?;
     let segments = device.segments()?;
+    // Before anything is read, or the index could come to know what a power cut then takes back.
+    let numbers: Vec<_> = segments.iter().map(|segment| segment.number).collect();
+    device.flush(&numbers)?;
     let known = applier.known();
     let mut records_replayed = 0;
     let mut log_reader = device.reader();
@@ -167,7 +170,6 @@ where
         records_replayed += u64::from(batch.count);
         applier.apply(header.log_id, &[batch])
     })?;
-    device.flush(&recovered.read_segments)?;
     let epoch = recovered.epoch.max(applier.state().epoch);
     let positions = recovered.positions.clone();
     let log = Log::new(device, recovered, options);

@@ -53,6 +53,23 @@ fn torn_commit_is_cut() {
 }
 
 #[test]
+fn the_index_learns_nothing_that_a_power_cut_takes_back() {
+    for seed in 0..60 {
+        let mut harness = filled(seed, 2);
+        harness.ask(&append(1, 4, &[message_record("g", 3, 6_000)]));
+        let (disk, index) = (harness.disk.clone(), harness.index.clone());
+        drop(harness);
+        disk.kill();
+        disk.fail_flush(true);
+        assert!(open(&disk, &index, 2).is_err());
+        disk.fail_flush(false);
+        disk.cut_power();
+        index.crash(usize::MAX);
+        assert!(open(&disk, &index, 3).is_ok());
+    }
+}
+
+#[test]
 fn bad_sector_in_the_middle_refuses_to_start() {
     let harness = filled(1, 4);
     let (disk, index) = (harness.disk.clone(), MemoryIndex::default());

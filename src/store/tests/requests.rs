@@ -172,8 +172,21 @@ fn reads_answer_what_was_written() {
         harness.get(&lookup("id-9")),
         FromStore::Found { to: harness.number, message: None }
     );
+    assert_eq!(harness.store.metrics().unaccounted, 0);
+}
 
-    let range = |first, last, size_max| ToStore::Range { convo: "g".into(), first, last, size_max };
+#[test]
+fn a_range_is_cut_to_what_exists_and_fits() {
+    let mut harness = Harness::new(7);
+    let (epoch, first) = harness.acquire();
+    let records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
+    harness.get(&append(epoch, first, &records));
+    let range = |first, last, size_max| ToStore::Range {
+        convo: "g".into(),
+        first,
+        last,
+        size_max,
+    };
     for (request, seqs) in [
         (range(1, 5, 100_000), 1..=5),
         (range(0, 99, 100_000), 1..=5),
