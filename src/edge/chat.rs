@@ -161,6 +161,10 @@ impl<R: Ring> Application<R> for Chat {
         }
     }
 
+    fn stopping(&mut self, _: Now, connections: &mut Connections) {
+        connections.close_all(1001, "drain");
+    }
+
     fn next_deadline_us(&self) -> Option<u64> {
         Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
     }

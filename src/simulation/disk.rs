@@ -184,12 +184,7 @@ impl LogDevice for SimDisk {
         if shared.fails_flush {
             let (operation, segment, offset) = (Operation::Sync, 0, 0);
             let source = io::Error::other("the simulated disk fails to flush");
-            return Err(DeviceFault {
-                operation,
-                segment,
-                offset,
-                source,
-            });
+            return Err(DeviceFault { operation, segment, offset, source });
         }
         for segment in segments {
             if let Some(file) = shared.files.get_mut(segment) {

@@ -181,12 +181,7 @@ fn a_range_is_cut_to_what_exists_and_fits() {
     let (epoch, first) = harness.acquire();
     let records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
     harness.get(&append(epoch, first, &records));
-    let range = |first, last, size_max| ToStore::Range {
-        convo: "g".into(),
-        first,
-        last,
-        size_max,
-    };
+    let range = |first, last, size_max| ToStore::Range { convo: "g".into(), first, last, size_max };
     for (request, seqs) in [
         (range(1, 5, 100_000), 1..=5),
         (range(0, 99, 100_000), 1..=5),
