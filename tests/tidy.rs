@@ -65,7 +65,7 @@ const PURE: [&str; 14] = [
 ];
 
 /// What stands under such a prefix and drives the pure code with real sockets and clocks.
-const HOSTS: [&str; 3] = ["link/host", "sequencer/host", "sequencer/mod.rs"];
+const HOSTS: [&str; 3] = ["link/host", "sequencer/process.rs", "sequencer/mod.rs"];
 
 /// Calls that reach out of the program.
 const IMPURE: [&str; 11] = [

@@ -1,12 +1,12 @@
 //! The messenger on a shard: joins the shard's connections, the router and the links.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 
 use super::application::{Application, ConnectionId, Decision, End, Message};
-use super::connections::Connections;
-use super::identity::{Gate, Identity, Passed};
+use super::connections::{Connections, SendError};
+use super::identity::Admitted;
 use super::router::{self, Clients, Router, Surroundings};
+use super::site::{Answer, Site};
 use super::ticket::Tickets;
 use crate::clock::Now;
 use crate::framer::{Opcode, Request};
@@ -28,16 +28,17 @@ pub struct ChatOptions {
     pub secret: Vec<u8>,
     pub sequencer: SocketAddr,
     pub heartbeat_ms: u32,
-    pub gate: Rc<Gate>,
+    /// What plain HTTP gets, and who may connect.
+    pub site: Site,
 }
 
 /// See the module.
 pub struct Chat {
     router: Router,
     links: Links,
-    gate: Rc<Gate>,
+    site: Site,
     /// Whose upgrade is being answered: `opened` follows at once, or never.
-    arriving: Option<(ConnectionId, Identity)>,
+    arriving: Option<(ConnectionId, Admitted)>,
     /// A session with the sequencer has begun.
     linked: bool,
     now_us: u64,
@@ -57,10 +58,11 @@ impl Chat {
             sequencer,
             incarnation,
             server: options.server,
+            heartbeat_ms: u64::from(options.heartbeat_ms),
             tickets: Tickets::new(&options.secret),
             seed: incarnation,
         });
-        Chat { router, links, gate: options.gate, arriving: None, linked: false, now_us: 0 }
+        Chat { router, links, site: options.site, arriving: None, linked: false, now_us: 0 }
     }
 
     pub fn router(&self) -> &Router {
@@ -93,21 +95,22 @@ impl Chat {
 }
 
 impl<R: Ring> Application<R> for Chat {
-    fn request(&mut self, now: Now, id: ConnectionId, request: &Request, body: &[u8]) -> Decision {
-        match self.gate.pass(now, request, body, self.router.is_draining()) {
-            Passed::Client { identity, subprotocol } => {
-                self.arriving = Some((id, identity));
+    fn request(&mut self, now: Now, id: ConnectionId, request: &Request, _: &[u8]) -> Decision {
+        match self.site.answer(request, self.router.is_draining(), now.unix_ms) {
+            Answer::Connect(admitted) => {
+                let subprotocol = admitted.subprotocol;
+                self.arriving = Some((id, admitted));
                 Decision::Upgrade { subprotocol }
             }
-            Passed::Response(response) => Decision::Respond(response),
+            Answer::Respond(response) => Decision::Respond(response),
         }
     }
 
     fn opened(&mut self, now: Now, id: ConnectionId, connections: &mut Connections) {
-        let Some((_, identity)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
+        let Some((_, admitted)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
             return;
         };
-        let Identity { user, device, manual } = identity;
+        let Admitted { user, device, manual, .. } = admitted;
         self.with_router(now, connections, |router, around| {
             router.opened(id, user, device, manual, around);
         });
@@ -158,25 +161,33 @@ impl<R: Ring> Application<R> for Chat {
         }
     }
 
+    fn stopping(&mut self, _: Now, connections: &mut Connections) {
+        connections.close_all(1001, "drain");
+    }
+
     fn next_deadline_us(&self) -> Option<u64> {
         Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
     }
 }
 
 impl Clients for Connections {
-    fn send(&mut self, id: router::ConnectionId, frame: &[u8]) {
-        // A queue that is full is noticed by its size, which the router looks at.
-        let _full = self.send_frame(id, Opcode::Text, frame);
-        if self.queued_bytes(id) > router::ROOM_SIZE {
-            self.watch_drained(id);
-        }
+    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool {
+        self.send_frame(id, Opcode::Text, frame) != Err(SendError::Full)
     }
 
-    fn queued(&self, id: router::ConnectionId) -> usize {
+    fn queued(&self, id: ConnectionId) -> usize {
         self.queued_bytes(id)
     }
 
-    fn close(&mut self, id: router::ConnectionId, code: u16, reason: &str) {
+    fn watch_drained(&mut self, id: ConnectionId) {
+        Connections::watch_drained(self, id);
+    }
+
+    fn close(&mut self, id: ConnectionId, code: u16, reason: &str) {
         Connections::close(self, id, code, reason);
+    }
+
+    fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str) {
+        self.cut(id, code, reason, End::Slow);
     }
 }

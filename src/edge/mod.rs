@@ -1,5 +1,5 @@
-//! The edge: sockets, WebSocket sessions, heartbeats and outbound queues. It never knows the members
-//! of a conversation, never writes to disk and never blocks.
+//! The edge: sockets, WebSocket sessions, heartbeats and outbound queues. It never knows the
+//! members of a conversation, never writes to disk and never blocks.
 //!
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.
@@ -10,6 +10,7 @@ pub mod application;
 pub mod chat;
 pub mod connection;
 pub mod connections;
+pub mod control;
 pub mod echo;
 pub mod identity;
 mod metrics;
@@ -18,6 +19,7 @@ pub mod process;
 mod receive;
 pub mod router;
 pub mod shard;
+pub mod site;
 pub mod ticket;
 
 pub use application::{Application, ConnectionId, Decision, End, Message};

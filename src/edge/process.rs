@@ -1,6 +1,5 @@
 //! The edge as a process: its shards, each a thread, and the admin page.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -9,11 +8,14 @@ use anyhow::Context;
 
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
-use super::identity::Gate;
+use super::control::{Control, ControlSocket};
+use super::identity::Door;
 use super::metrics::Metrics;
 use super::options::EdgeOptions;
 use super::router;
 use super::shard::Shard;
+use super::site::Site;
+use super::ticket::Tickets;
 use crate::admin::{Health, Registry};
 use crate::clock::Now;
 use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
@@ -97,7 +99,7 @@ fn run_shard(
         secret: options.secret.clone(),
         sequencer: options.sequencer,
         heartbeat_ms: options.heartbeat_ms,
-        gate: Rc::new(Gate::new(options)),
+        site: site(options)?,
     });
     let mut shard = Shard::new(ring, chat, shard_options, Now::read());
     shard.add_listener(listener.socket());
@@ -115,7 +117,21 @@ fn run_shard(
     Ok(())
 }
 
-/// Says `goaway` to every client, lets the answers under way arrive, and ends.
+fn site(options: &EdgeOptions) -> anyhow::Result<Site> {
+    let control = options.control.clone().map(ControlSocket::new).transpose()?;
+    Ok(Site {
+        door: Door {
+            hosts: options.hosts.clone(),
+            origins: options.origins.clone(),
+            tickets: Tickets::new(&options.secret),
+        },
+        has_kill_buttons: control.is_some() && options.listen.ip().is_loopback(),
+        control: control.map(|control| Box::new(control) as Box<dyn Control>),
+    })
+}
+
+/// Says `goaway` to every client, lets the answers under way arrive, and ends. Meanwhile newcomers
+/// are accepted and answered 503, which is better than silence.
 fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
     let now = Now::read();
     let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
@@ -127,6 +143,7 @@ fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
         shard.turn(&mut Now::read);
         metrics.publish(shard);
     }
-    shard.close_all(1001, "drain");
+    // Whoever is left, newcomers that were answered 503 included, has what is queued by now.
+    shard.begin_stop();
     shard.turn(&mut Now::read);
 }

@@ -1,6 +1,7 @@
 //! What received bytes mean, by the phase of their connection: a request, frames, or nothing more.
 //! Needs no ring: the bytes lie in a receive buffer, and what is answered is queued.
 
+use crate::framer::frame::CONTROL_SIZE_MAX;
 use crate::framer::handshake::refusal_response;
 use crate::framer::{Event, Framer, Input, Opcode, Refusal, Request, Violation};
 use crate::limits::REQUEST_HEAD_SIZE_MAX;
@@ -9,6 +10,12 @@ use crate::ring::Ring;
 use super::application::{Application, ConnectionId, Decision, End, Message};
 use super::connection::{ArrivingRequest, Listening, Phase};
 use super::connections::Connections;
+
+/// A masked close frame without payload.
+const CLOSE_FRAME_SIZE_MIN: usize = 6;
+const CLOSE_FRAME_SIZE_MAX: usize = CLOSE_FRAME_SIZE_MIN + CONTROL_SIZE_MAX;
+/// Final, close.
+const CLOSE_FIRST_BYTE: u8 = 0x88;
 
 /// Handles bytes of a connection.
 pub(super) fn received<R: Ring, A: Application<R>>(
@@ -28,7 +35,7 @@ pub(super) fn received<R: Ring, A: Application<R>>(
         (Phase::Open, _) | (Phase::Closing, Listening::Frames) => {
             frames(application, connections, id, bytes);
         }
-        (Phase::Closing, Listening::CloseFrame) if is_close_frame(bytes) => {
+        (Phase::Closing, Listening::CloseFrame) if ends_in_close_frame(bytes) => {
             connections.peer_done(id);
         }
         (Phase::Closing | Phase::Gone, _) => {}
@@ -204,17 +211,34 @@ fn closed_by_client(connections: &mut Connections, id: ConnectionId, code: Optio
 
 fn violated(connections: &mut Connections, id: ConnectionId, violation: Violation) {
     let (code, reason) = (violation.close_code(), violation.to_string());
-    let listening = Listening::CloseFrame;
-    connections.begin_close(id, Some(code), &reason, End::Violation, listening);
-    if let Some(connection) = connections.get_mut(id) {
+    let listening = match violation.is_in_close_frame() {
+        true => Listening::Nothing,
+        false => Listening::CloseFrame,
+    };
+    if connections.is_open(id) {
+        connections.begin_close(id, Some(code), &reason, End::Violation, listening);
+    } else if listening == Listening::Nothing {
+        connections.peer_done(id);
+    } else if let Some(connection) = connections.get_mut(id) {
         connection.listening = listening;
     }
 }
 
-/// Whether the bytes begin with a whole close frame, as the answer to ours that follows a violation
-/// does when it arrives by itself.
-fn is_close_frame(bytes: &mut [u8]) -> bool {
+/// Whether a whole good close frame is at the end of these bytes, as the peer's answer to ours is.
+/// Where the frames before it begin is not known any more after a violation. To be wrong about it
+/// only ends the discarding early.
+fn ends_in_close_frame(bytes: &[u8]) -> bool {
+    let size_max = bytes.len().min(CLOSE_FRAME_SIZE_MAX);
+    (CLOSE_FRAME_SIZE_MIN..=size_max).any(|size| {
+        let candidate = &bytes[bytes.len() - size..];
+        let is_sized = usize::from(candidate[1] & 0x7f) == size - CLOSE_FRAME_SIZE_MIN;
+        candidate[0] == CLOSE_FIRST_BYTE && is_sized && is_close_frame(candidate)
+    })
+}
+
+fn is_close_frame(bytes: &[u8]) -> bool {
+    let mut copy = bytes.to_vec();
     let mut framer = Framer::new(0);
-    let mut input = Input::new(bytes);
+    let mut input = Input::new(&mut copy);
     matches!(framer.next(&mut input), Ok(Some(Event::Close { .. })))
 }

@@ -1,8 +1,9 @@
 //! One edge shard's logic between its chat connections and the sequencer. No sockets, no clock.
 //!
-//! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable` when
-//! a bound was reached. Nothing is said to a client before `welcome`. What the link cannot take now
-//! waits in order; what a lost link session took with it is asked again, in order, in the next one.
+//! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable`
+//! when a bound was reached. Nothing is said to a client before `welcome`. What the link cannot
+//! take now waits in order; what a lost link session took with it is asked again, in order, in the
+//! next one.
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
@@ -40,7 +41,8 @@ pub const RETRY_MS: u64 = 1_000;
 pub const BEHIND_SIZE: usize = 1024 * 1024;
 /// Queued bytes up to which a connection has room for the next piece of its backlog.
 pub const ROOM_SIZE: usize = 64 * 1024;
-/// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer.
+/// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer. The
+/// queues of the shard must take this and one more frame.
 pub const SLOW_SIZE: usize = 8 * 1024 * 1024;
 /// How long a drain lets a connection wait for the answers it is owed.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
@@ -52,12 +54,17 @@ pub use super::application::ConnectionId;
 
 /// The chat connections as the router reaches them. The shard's table is the real one.
 pub trait Clients {
-    /// Queues one text frame. Nothing happens when the connection is gone.
-    fn send(&mut self, id: ConnectionId, frame: &[u8]);
+    /// Queues one text frame. `false`: the queue takes no more, and the frame is lost unless the
+    /// connection is cut. Nothing happens when the connection is gone.
+    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool;
     /// Bytes queued to it that have not left.
     fn queued(&self, id: ConnectionId) -> usize;
-    /// Closes it once what is queued has left. `closed` may be called for it later, or not.
+    /// Asks for [`Router::drained`], once, when everything queued has left.
+    fn watch_drained(&mut self, id: ConnectionId);
+    /// Closes it once what is queued has left. [`Router::closed`] may be called for it later.
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str);
+    /// Closes it without what is queued: it takes nothing.
+    fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str);
 }
 
 /// What the router is given with every event.
@@ -76,6 +83,8 @@ pub struct Options {
     /// The edge's id, as `welcome` names it.
     pub server: String,
     pub tickets: Tickets,
+    /// Silence after which the shard pings a client, as `welcome` tells it.
+    pub heartbeat_ms: u64,
     /// Spreads the reconnections after a drain.
     pub seed: u64,
 }
@@ -289,10 +298,12 @@ impl Router {
             return;
         }
         self.counters.frames_out += 1;
-        around.clients.send(id, frame);
-        if around.clients.queued(id) > SLOW_SIZE {
+        let taken = around.clients.send(id, frame);
+        if !taken || around.clients.queued(id) > SLOW_SIZE {
             self.counters.cut_slow += 1;
-            self.cut(id, Goodbye::Slow, Some(RETRY_MS), around);
+            let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());
+            around.clients.cut_slow(id, code, reason);
+            self.closed(id, around);
         }
     }
 
@@ -304,15 +315,8 @@ impl Router {
         reconnect_ms: Option<u64>,
         around: &mut Surroundings,
     ) {
-        if self.connection(id).is_none() {
-            return;
-        }
-        // Sent past `queue`, which comes here when the connection is too slow.
         let goaway = Event::Goaway { goodbye, reconnect_ms };
-        let mut frame = Vec::new();
-        json::encode(&goaway, &mut frame);
-        self.counters.frames_out += 1;
-        around.clients.send(id, &frame);
+        self.say(id, &goaway, around);
         self.close(id, goodbye.close_code(), goodbye.reason(), around);
     }
 

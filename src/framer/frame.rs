@@ -117,8 +117,8 @@ pub fn frame_size(frames: &[u8]) -> usize {
     }
 }
 
-/// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame holds,
-/// at a character's boundary.
+/// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame
+/// holds, at a character's boundary.
 pub fn encode_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
     let Some(code) = code else {
         return encode_frame(Opcode::Close, &[], out);
@@ -154,7 +154,10 @@ fn check_second(second: u8, opcode: Opcode) -> Result<(), Violation> {
         return Err(Violation::Unmasked);
     }
     if opcode.is_control() && usize::from(second & !MASKED_BIT) > CONTROL_SIZE_MAX {
-        return Err(Violation::ControlTooLong);
+        return Err(match opcode {
+            Opcode::Close => Violation::CloseTooLong,
+            _ => Violation::ControlTooLong,
+        });
     }
     Ok(())
 }
@@ -220,7 +223,7 @@ mod tests {
             (&[0x81, 0xfe, 0, 125], Violation::LengthNotMinimal),
             (&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 255, 255], Violation::LengthNotMinimal),
             (&[0x81, 0xff, 128, 0, 0, 0, 0, 0, 0, 0], Violation::LengthOutOfRange),
-            (&[0x88, 0xff], Violation::ControlTooLong),
+            (&[0x88, 0xff], Violation::CloseTooLong),
         ];
         for (bytes, violation) in cases {
             assert_eq!(decode(bytes), Err(violation));

@@ -27,7 +27,7 @@ pub enum Violation {
     ReservedOpcode(u8),
     #[error("a control frame is fragmented")]
     ControlFragmented,
-    #[error("a control frame is longer than 125 bytes")]
+    #[error("a ping or pong is longer than 125 bytes")]
     ControlTooLong,
     #[error("a client's frame is not masked")]
     Unmasked,
@@ -43,7 +43,11 @@ pub enum Violation {
     CloseSize,
     #[error("close code {0} may not be sent")]
     CloseCode(u16),
-    #[error("a text or a close reason is not UTF-8")]
+    #[error("a close frame is longer than 125 bytes")]
+    CloseTooLong,
+    #[error("a close reason is not UTF-8")]
+    CloseReason,
+    #[error("a text is not UTF-8")]
     NotUtf8,
     #[error("a message is larger than this server takes")]
     TooBig,
@@ -53,9 +57,15 @@ impl Violation {
     /// The code of the close frame that answers it (RFC 6455 7.4.1).
     pub fn close_code(self) -> u16 {
         match self {
-            Violation::NotUtf8 => 1007,
+            Violation::NotUtf8 | Violation::CloseReason => 1007,
             Violation::TooBig => 1009,
             _ => 1002,
         }
+    }
+
+    /// Whether it is in a close frame: the peer has said its last, and will not answer ours.
+    pub fn is_in_close_frame(self) -> bool {
+        use Violation::*;
+        matches!(self, CloseSize | CloseTooLong | CloseCode(_) | CloseReason)
     }
 }

@@ -7,5 +7,3 @@ pub mod operation;
 
 /// Text frames, one JSON object each.
 pub const JSON_SUBPROTOCOL: &str = "aldis.v1.json";
-/// After this much silence the server pings, in milliseconds; after twice as much it closes.
-pub const HEARTBEAT_MS: u64 = 30_000;

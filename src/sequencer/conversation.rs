@@ -46,6 +46,12 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// The store knows all that is here.
+    pub fn is_idle(&self) -> bool {
+        let quiet = self.tasks.is_empty() && self.pending.is_empty();
+        self.loaded && quiet && !self.looking_up && self.looked_up.is_none()
+    }
+
     /// Whether the id may have been accepted durably before; only a look-up can tell.
     pub fn may_know(&self, fingerprint: u64) -> bool {
         !self.complete || self.fingerprints.contains(&fingerprint)

@@ -1,4 +1,5 @@
-//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and users.
+//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and
+//! users.
 //!
 //! In memory, rebuilt from the store; what is not durable is visible to nobody. Events come in
 //! through [`Sequencer::handle`] and [`Sequencer::tick`]; what it says goes into an [`Outlet`].
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 
 use super::appender::{Appender, Decided, Waiter};
+use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
 use super::requests::{Purpose, Requests};
@@ -50,6 +52,8 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Conversations and users dropped from memory to stay within the budget.
+    pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
     pub malformed_total: u64,
     /// Clients that claimed a seq above their conversation's head.
@@ -81,6 +85,8 @@ pub struct Sequencer {
     lives: u64,
     pub(super) fanout: Fanout,
     pub(super) gathered: Gathered,
+    pub(super) budget: Budget,
+    pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
@@ -101,7 +107,7 @@ pub(super) struct Gathered {
 
 impl Sequencer {
     /// `incarnation`: random; names this life to the store. `store`: the peer that is the store.
-    pub fn new(incarnation: u64, store: PeerId) -> Sequencer {
+    pub fn new(incarnation: u64, store: PeerId, budget: Budget) -> Sequencer {
         Sequencer {
             store,
             incarnation,
@@ -114,6 +120,8 @@ impl Sequencer {
             lives: 0,
             fanout: Fanout::default(),
             gathered: Gathered::default(),
+            budget,
+            residents: Residents::default(),
             sessions_counter: 0,
             last_mid: 0,
             last_ts: 0,
@@ -152,6 +160,7 @@ impl Sequencer {
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.flush_gathered();
+            self.keep_budget();
             self.cut_batch(out);
         }
         self.requests.flush(self.store, now.monotonic_us, out);
@@ -207,7 +216,8 @@ impl Sequencer {
     }
 
     /// A push or an answer. One that the link does not take ends the session with that edge (the
-    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it here.
+    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it
+    /// here.
     pub(super) fn say(&mut self, peer: PeerId, say: ToEdge, out: &mut dyn Outlet) {
         let _ended_by_the_host = out.submit(peer, say.to_bytes());
     }

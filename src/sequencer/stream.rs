@@ -1,8 +1,9 @@
 //! Catching up: a session's backlog, read from the store in order, paced by the connection alone.
 //!
-//! Per (session, conversation) `pushed_upto` says what the connection was given. While a conversation
-//! catches up nothing live of it is pushed, since the catching up will reach it; it turns live once
-//! everything fanned out has been pushed. So live never overtakes backlog, and nothing is skipped.
+//! Per (session, conversation) `pushed_upto` says what the connection was given. While a
+//! conversation catches up nothing live of it is pushed, since the catching up will reach it; it
+//! turns live once everything fanned out has been pushed. So live never overtakes backlog, and
+//! nothing is skipped.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,7 +33,8 @@ pub struct Asked {
 struct Position {
     pushed_upto: u64,
     catching: bool,
-    /// The session's stream when it last began to catch up; a drop reported of an earlier one is void.
+    /// The session's stream when it last began to catch up; a drop reported of an earlier one is
+    /// void.
     stream: u64,
 }
 
@@ -54,10 +56,24 @@ pub struct Session {
     stream: u64,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
-    /// The conversation being read for the first request, and what was fanned out when it was asked.
+    /// The conversation being read for the first request, and what was fanned out when it was
+    /// asked.
     reading: Option<(ConversationName, u64)>,
     /// A chunk is on its way to the socket.
     awaits_room: bool,
+    /// The connection fell behind: nothing live is pushed until its queue has drained.
+    lag: Option<Lag>,
+}
+
+/// What is to be caught up once the queue of a connection has drained.
+///
+/// The edge drops live pushes of any conversation while the queue is too long, and tells of each.
+/// A push sent after one such report may overtake others that are still on their way, so live
+/// pushes stop for the whole session, behind an empty chunk: when its `Room` is here, all are.
+struct Lag {
+    stream: u64,
+    /// What was pushed of each conversation before the first drop.
+    pushed_upto: BTreeMap<ConversationName, u64>,
 }
 
 /// What a live message means for a session.
@@ -83,6 +99,7 @@ impl Session {
             requests: VecDeque::new(),
             reading: None,
             awaits_room: false,
+            lag: None,
         }
     }
 
@@ -99,6 +116,10 @@ impl Session {
         let start = Position { pushed_upto: delivered, catching: false, stream };
         let position = self.positions.entry(convo.clone()).or_insert(start);
         if position.catching || seq <= position.pushed_upto {
+            return Live::Skip;
+        }
+        if let Some(lag) = &mut self.lag {
+            lag.pushed_upto.entry(convo.clone()).or_insert(position.pushed_upto);
             return Live::Skip;
         }
         if seq > position.pushed_upto + 1 {
@@ -217,11 +238,15 @@ impl Sequencer {
     }
 
     /// The chunk has left for the socket.
-    pub(super) fn room(&mut self, user: &Id, named: &Retired, out: &mut dyn Outlet) {
+    pub(super) fn room(&mut self, user: &Id, named: &Retired, stream: u64, out: &mut dyn Outlet) {
         if self.has_session(user, named)
             && let Some(session) = self.session(user, &named.device)
         {
             session.awaits_room = false;
+            if let Some(lag) = session.lag.take_if(|lag| lag.stream <= stream) {
+                let due = lag.pushed_upto.into_iter().collect();
+                session.begin(Request { reply: None, due, heads: Vec::new() });
+            }
             self.pump(user, &named.device, out);
         }
     }
@@ -239,15 +264,24 @@ impl Sequencer {
         if !self.has_session(user, named) {
             return;
         }
-        let Some(session) = self.session(user, &named.device) else {
-            return;
-        };
+        let Some(session) = self.session(user, &named.device) else { return };
         let position = session.positions.get(&convo);
         if position.is_some_and(|position| position.stream > stream) {
             return;
         }
-        let pushed_upto = position.map_or(seq, |position| position.pushed_upto);
-        self.catch_up_from(user, &named.device, convo, pushed_upto.min(seq - 1), out);
+        let pushed_upto =
+            position.map_or(seq, |position| position.pushed_upto).min(seq.saturating_sub(1));
+        if let Some(lag) = &mut session.lag {
+            let lowest = lag.pushed_upto.entry(convo).or_insert(pushed_upto);
+            *lowest = pushed_upto.min(*lowest);
+            return;
+        }
+        session.stream += 1;
+        let pushed_upto = BTreeMap::from([(convo, pushed_upto)]);
+        session.lag = Some(Lag { stream: session.stream, pushed_upto });
+        let (peer, target) = (session.peer, session.target());
+        let empty = ToEdge::Backlog { target, messages: Vec::new(), wants_room: true };
+        self.say(peer, empty, out);
     }
 
     /// A piece of the log came for a session's catching up.

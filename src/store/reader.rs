@@ -60,6 +60,20 @@ pub enum Done {
     Answer { reply: Reply, entry: Vec<u8>, outcome: Outcome },
 }
 
+impl Done {
+    /// An answer that no link could carry becomes `Unavailable`.
+    fn within_limit(self) -> Done {
+        match self {
+            Done::Answer { reply, entry, .. } if entry.len() > LINK_ENTRY_SIZE_MAX => {
+                tracing::error!(size = entry.len(), "an answer is too large for a link");
+                let (answer, outcome) = unavailable(reply.number);
+                Done::Answer { reply, entry: answer.to_bytes(), outcome }
+            }
+            other => other,
+        }
+    }
+}
+
 /// How an answer came out, for the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -114,19 +128,32 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         self.positions = positions;
     }
 
-    /// Applies a durable batch; checkpoints when it is time.
-    pub fn apply(&mut self, log_id: LogId, batch: &Batch) -> Result<(), StoreFault> {
+    /// Applies durable batches at once; checkpoints when it is time.
+    pub fn apply(&mut self, log_id: LogId, batches: &[Batch]) -> Result<(), StoreFault> {
         self.state.log_id = log_id;
-        let changes = rows::changes_of(batch, &mut self.state)?;
+        let changes = rows::changes_of(batches, &mut self.state)?;
         self.index.apply(changes)?;
-        self.unpersisted_size += batch.records.len() as u64;
-        self.unsettled_size += batch.records.len() as u64;
+        let size: u64 = batches.iter().map(|batch| batch.records.len() as u64).sum();
+        self.unpersisted_size += size;
+        self.unsettled_size += size;
         if self.unpersisted_size >= CHECKPOINT_SIZE {
             self.checkpoint()?;
         } else if self.unsettled_size >= SETTLE_SIZE {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// Applies batches that were tasks.
+    pub fn apply_tasks(&mut self, batches: &[Batch]) -> Result<Done, StoreFault> {
+        for batch in batches {
+            let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
+            let place = Place { segment: batch.segment, offset };
+            self.positions.note(batch.first_lsn, place);
+        }
+        self.apply(self.positions.log_id(), batches)?;
+        let bytes = batches.iter().map(|batch| batch.records.len()).sum();
+        Ok(Done::Applied { lsn: self.state.applied_lsn, bytes })
     }
 
     /// Hands what was applied to the kernel, so that it outlives this process.
@@ -149,16 +176,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// Does one task.
     pub fn run(&mut self, task: Task) -> Result<Done, StoreFault> {
         match task {
-            Task::Apply(batch) => {
-                let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
-                let place = Place { segment: batch.segment, offset };
-                self.positions.note(batch.first_lsn, place);
-                self.apply(self.positions.log_id(), &batch)?;
-                Ok(Done::Applied { lsn: batch.last_lsn(), bytes: batch.records.len() })
-            }
+            Task::Apply(batch) => self.apply_tasks(&[batch]),
             Task::Answer { reply, entry } => {
                 let (answer, outcome) = self.answer(reply.number, entry)?;
-                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome })
+                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome }.within_limit())
             }
             Task::Grant { reply, epoch, next_lsn } => {
                 let granted = self.grant(reply.number, epoch, next_lsn)?;

@@ -1,9 +1,10 @@
 //! Opening a log: finds where it ends, and refuses when durable commits before that end are broken.
 //!
 //! Reading starts in the segment of the first position that the index lacks, so its time does not
-//! depend on the size of the log. The first commit that is missing or broken is the end, unless a
-//! position at or above it is known to have been durable: by the header of a later segment or
-//! commit, or because the index has applied it. Then the log is corrupt.
+//! depend on the size of the log. What is there has been made durable before. The first commit that
+//! is missing or broken is the end, unless a position at or above it is known to have been durable:
+//! by the header of a later segment or commit, or because the index has applied it. Then the log is
+//! corrupt.
 
 use std::io;
 
@@ -42,8 +43,6 @@ pub struct Recovered {
     /// The highest number that a segment file has; new ones are numbered above it.
     pub segment_max: u64,
     pub positions: PositionMap,
-    /// Segments that were read and must be made durable before anything depends on them.
-    pub read_segments: Vec<u64>,
     /// Segments without a header of this log: prepared and never used.
     pub unused_segments: Vec<u64>,
 }
@@ -146,7 +145,6 @@ impl<'a, R: LogReader> Scan<'a, R> {
             epoch: 0,
             segment_max: 0,
             positions,
-            read_segments: Vec::new(),
             unused_segments: Vec::new(),
         };
         Scan { reader, known, replay, recovered }
@@ -163,7 +161,6 @@ impl<'a, R: LogReader> Scan<'a, R> {
                 let place = Place { segment: segment.number, offset: 0 };
                 return Err(self.corrupt(place, header.first_lsn));
             }
-            self.recovered.read_segments.push(segment.number);
             let end = self.scan_segment(segment, successor)?;
             match successor {
                 Some(first_lsn) if first_lsn != self.recovered.next_lsn => {

@@ -1,8 +1,8 @@
 //! The pure mapping from records to rows, and from rows to answers.
 //!
-//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the same
-//! rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts with
-//! their size before them, so that a prefix never matches half a name.
+//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the
+//! same rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts
+//! with their size before them, so that a prefix never matches half a name.
 
 use std::collections::BTreeMap;
 
@@ -66,24 +66,13 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that a batch makes, its new state among them.
-pub fn changes_of(batch: &Batch, state: &mut State) -> Result<Vec<Change>, StoreFault> {
+/// The changes that durable batches make, its new state among them: all of them or none are
+/// applied.
+pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
-    let mut reader = Reader::new(batch.records.clone());
-    for index in 0..u64::from(batch.count) {
-        let start = batch.records.len() - reader.remaining();
-        let record = Record::read(&mut reader)
-            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
-        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
-        let location = Location {
-            segment: batch.segment,
-            offset: batch.offset + start as u64,
-            size: bytes.len() as u32,
-            checksum: checksum_of(&bytes),
-        };
-        note_record(&record, location, state, &mut rows);
+    for batch in batches {
+        note_batch(batch, state, &mut rows)?;
     }
-    state.applied_lsn = batch.last_lsn();
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
     let change = |((keyspace, key), value)| Change { keyspace, key, value };
     Ok(rows.into_iter().map(change).collect())
@@ -188,6 +177,25 @@ pub fn locations(
 }
 
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
+
+fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
+    let mut reader = Reader::new(batch.records.clone());
+    for index in 0..u64::from(batch.count) {
+        let start = batch.records.len() - reader.remaining();
+        let record = Record::read(&mut reader)
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
+        let location = Location {
+            segment: batch.segment,
+            offset: batch.offset + start as u64,
+            size: bytes.len() as u32,
+            checksum: checksum_of(&bytes),
+        };
+        note_record(&record, location, state, rows);
+    }
+    state.applied_lsn = batch.last_lsn();
+    Ok(())
+}
 
 fn note_record(record: &Record, location: Location, state: &mut State, rows: &mut NewRows) {
     match record {

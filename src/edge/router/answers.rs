@@ -7,7 +7,6 @@ use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
 use crate::link::wire::Wire;
-use crate::protocol::HEARTBEAT_MS;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
 impl Router {
@@ -148,7 +147,7 @@ impl Router {
             user: &user,
             device: &device,
             session: &format!("{}-{}", session.epoch, session.counter),
-            heartbeat_ms: HEARTBEAT_MS,
+            heartbeat_ms: self.options.heartbeat_ms,
             ticket: &ticket,
             server: &server,
         };

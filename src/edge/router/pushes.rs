@@ -54,6 +54,7 @@ impl Router {
             self.tell_room(id, target.stream, around);
         } else if let Some(connection) = self.connection(id) {
             connection.room_wanted = Some(target.stream);
+            around.clients.watch_drained(id);
         }
     }
 

@@ -52,14 +52,25 @@ struct Audience {
     frames: HashMap<ConnectionId, Vec<Value>>,
     queued: HashMap<ConnectionId, usize>,
     closes: Vec<(ConnectionId, u16)>,
+    watched: Vec<ConnectionId>,
+    full: bool,
 }
 
 impl Clients for Audience {
-    fn send(&mut self, id: ConnectionId, frame: &[u8]) {
+    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool {
         let closed = self.closes.iter().any(|(closed, _)| *closed == id);
         assert!(!closed, "a frame after the close of {id:?}");
         let frame = serde_json::from_slice(frame).expect("JSON");
         self.frames.entry(id).or_default().push(frame);
+        !self.full
+    }
+
+    fn watch_drained(&mut self, id: ConnectionId) {
+        self.watched.push(id);
+    }
+
+    fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str) {
+        self.close(id, code, reason);
     }
 
     fn queued(&self, id: ConnectionId) -> usize {
@@ -115,6 +126,7 @@ impl Stage {
             incarnation: INCARNATION,
             server: "edge-1".into(),
             tickets: Tickets::new(b"secret"),
+            heartbeat_ms: 30_000,
             seed: 1,
         };
         Stage {

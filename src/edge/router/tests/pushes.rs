@@ -80,6 +80,7 @@ fn a_backlog_asks_for_more_once_the_queue_has_drained() {
     stage.audience.queued.insert(id(0), ROOM_SIZE + 1);
     stage.entry(backlog());
     assert!(stage.submitted().is_empty());
+    assert_eq!(stage.audience.watched, [id(0)]);
     stage.run(|router, around| router.drained(id(0), around));
     stage.run(|router, around| router.drained(id(0), around));
     assert_eq!(stage.submitted(), ["room 3"], "asked for once");
@@ -125,10 +126,15 @@ fn receipts_and_replacement() {
 
 #[test]
 fn a_client_that_reads_nothing_is_cut() {
-    let mut stage = Stage::with_clients(&[0]);
+    let mut stage = Stage::with_clients(&[0, 1]);
     stage.audience.queued.insert(id(0), SLOW_SIZE + 1);
     stage.say(0, r#"{"t":"ping"}"#);
-    assert_eq!(stage.heard_briefly(0), brief(&[("pong", None), ("goaway", None)]));
     assert_eq!(stage.audience.closes, [(id(0), 4003)]);
-    assert_eq!(stage.router.counters().cut_slow, 1);
+    stage.audience.full = true;
+    let target = stage.target(1, 1);
+    let messages = vec![message(1), message(2)];
+    stage.entry(ToEdge::Backlog { target, messages, wants_room: true });
+    assert_eq!(stage.audience.closes, [(id(0), 4003), (id(1), 4003)], "no frame is lost silently");
+    assert_eq!(stage.submitted(), ["close 0 0", "close 1 1"]);
+    assert_eq!(stage.router.counters().cut_slow, 2);
 }
