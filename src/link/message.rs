@@ -164,6 +164,9 @@ wire_enum! {
         },
         /// A newer session of the same device is confirmed open: `goaway` `replaced`, close 4001.
         9 = Replaced { target: PushTarget, },
+        /// The epoch that the store granted, before anything else is said in it. An edge that has
+        /// served a higher one refuses this sequencer: it was paused and has been superseded.
+        10 = Serving { epoch: u64, },
     }
 }
 

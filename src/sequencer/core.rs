@@ -92,6 +92,8 @@ pub struct Sequencer {
     pub(super) last_ts: u64,
     /// The store takes no batch now: new sends are refused until then.
     pub(super) refuse_until_us: u64,
+    /// When an epoch that the store could not grant is asked for again.
+    epoch_due_us: Option<u64>,
     outcome: Outcome,
     /// Peers that broke the protocol, for the host to cut.
     pub broken: Vec<PeerId>,
@@ -126,6 +128,7 @@ impl Sequencer {
             last_mid: 0,
             last_ts: 0,
             refuse_until_us: 0,
+            epoch_due_us: None,
             outcome: Outcome::Continue,
             broken: Vec::new(),
             counters: Counters::default(),
@@ -137,7 +140,10 @@ impl Sequencer {
         self.now = now;
         match event {
             LinkEvent::Began { peer, .. } if peer == self.store => self.store_began(out),
-            LinkEvent::Ended { peer } if peer == self.store => self.requests.close(),
+            LinkEvent::Ended { peer } if peer == self.store => {
+                self.epoch_due_us = None;
+                self.requests.close();
+            }
             LinkEvent::Entry { peer, number, entry } if peer == self.store => {
                 match FromStore::from_bytes(entry) {
                     Ok(answer) => self.store_said(answer, out),
@@ -145,7 +151,7 @@ impl Sequencer {
                 }
                 out.answered(peer, number);
             }
-            LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name),
+            LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name, out),
             LinkEvent::Ended { peer } => self.edge_ended(peer),
             LinkEvent::Entry { peer, number, entry } => match ToSequencer::from_bytes(entry) {
                 Ok(said) => self.edge_said(peer, number, said, out),
@@ -157,6 +163,9 @@ impl Sequencer {
     /// Does what is due, and says what has gathered. Once a turn of the loop, after the events.
     pub fn tick(&mut self, now: Now, out: &mut dyn Outlet) -> Outcome {
         self.now = now;
+        if self.epoch_due_us.is_some_and(|due_us| now.monotonic_us >= due_us) {
+            self.ask_epoch(out);
+        }
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.flush_gathered();
@@ -238,6 +247,11 @@ impl Sequencer {
 
     fn store_began(&mut self, out: &mut dyn Outlet) {
         self.requests.close();
+        self.ask_epoch(out);
+    }
+
+    fn ask_epoch(&mut self, out: &mut dyn Outlet) {
+        self.epoch_due_us = None;
         let incarnation = self.incarnation;
         let ask = match &self.appender {
             None => ToStore::Acquire { incarnation },
@@ -248,11 +262,7 @@ impl Sequencer {
 
     fn store_said(&mut self, answer: FromStore, out: &mut dyn Outlet) {
         if let FromStore::Unavailable { to } = answer {
-            let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
-            if self.requests.again(to, later_us) == Some(&Purpose::Append) {
-                self.refuse_until_us = later_us;
-            }
-            return;
+            return self.store_cannot(to);
         }
         let Some(purpose) = self.requests.take(answer.to()) else {
             return;
@@ -283,6 +293,17 @@ impl Sequencer {
         }
     }
 
+    /// The store has no room for a segment, or cannot read just now: the question is put again, and
+    /// while that question is a batch, new sends are refused.
+    fn store_cannot(&mut self, to: u64) {
+        let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
+        match self.requests.again(to, later_us) {
+            Some(Purpose::Append) => self.refuse_until_us = later_us,
+            Some(Purpose::Epoch) => self.epoch_due_us = Some(later_us),
+            _ => {}
+        }
+    }
+
     fn granted(&mut self, granted: FromStore, out: &mut dyn Outlet) {
         let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, .. } = granted else {
             return;
@@ -294,8 +315,11 @@ impl Sequencer {
         self.fanout.recover(fanned_out, next_lsn - 1, edges, resume_us);
         self.requests.open();
         self.read_log(out);
-        let present: Vec<Id> = self.edges.values().map(|edge| edge.name.clone()).collect();
-        present.into_iter().for_each(|name| self.note_edge(name, true));
+        let present = self.edges.iter().map(|(peer, edge)| (*peer, edge.name.clone()));
+        for (peer, name) in present.collect::<Vec<_>>() {
+            self.say(peer, ToEdge::Serving { epoch }, out);
+            self.note_edge(name, true);
+        }
     }
 
     fn resumed(&mut self, next_lsn: u64) {
@@ -335,12 +359,14 @@ impl Sequencer {
         }
     }
 
-    fn edge_began(&mut self, peer: PeerId, name: Id) {
+    fn edge_began(&mut self, peer: PeerId, name: Id, out: &mut dyn Outlet) {
         self.lives += 1;
         self.fanout.untold(&name);
         let edge = Edge { name: name.clone(), life: self.lives, sessions: BTreeSet::new() };
         self.edges.insert(peer, edge);
-        if self.appender.is_some() {
+        if let Some(appender) = &self.appender {
+            let epoch = appender.epoch;
+            self.say(peer, ToEdge::Serving { epoch }, out);
             self.note_edge(name, true);
         }
     }

@@ -60,12 +60,15 @@ impl Requests {
     }
 
     /// The store could not answer `number` now: the question is put again, first, but not before
-    /// `later_us`. Returns what it was for.
-    pub fn again(&mut self, number: u64, later_us: u64) -> Option<&Purpose> {
+    /// `later_us`; whoever asked for an epoch does so himself. Returns what it was for.
+    pub fn again(&mut self, number: u64, later_us: u64) -> Option<Purpose> {
         let question = self.asked.remove(&number)?;
-        self.held_until_us = later_us;
-        self.unasked.push_front(question);
-        self.unasked.front().map(|(_, purpose)| purpose)
+        let purpose = question.1.clone();
+        if purpose != Purpose::Epoch {
+            self.held_until_us = later_us;
+            self.unasked.push_front(question);
+        }
+        Some(purpose)
     }
 
     /// The session with the store is over: everything unanswered is to be asked again, first.
