@@ -55,25 +55,25 @@ impl<T> Slab<T> {
 
     /// `None` when the value of this key is gone; counted.
     pub fn get(&self, key: Key) -> Option<&T> {
-        match self.is_current(key) {
-            true => self.values.get(key.slot as usize),
-            false => None,
-        }
+        let slot = key.slot as usize;
+        let current = self.generations.get(slot) == Some(&key.generation);
+        let value = self.values.get(slot).filter(|_| current);
+        count_stale(&self.stale_count, value.is_none());
+        value
     }
 
     /// `None` when the value of this key is gone; counted.
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        match self.is_current(key) {
-            true => self.values.get_mut(key.slot as usize),
-            false => None,
-        }
+        let slot = key.slot as usize;
+        let current = self.generations.get(slot) == Some(&key.generation);
+        let value = self.values.get_mut(slot).filter(|_| current);
+        count_stale(&self.stale_count, value.is_none());
+        value
     }
 
     /// Takes the value out and ends this life of the slot. `None` when it is gone already; counted.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        if !self.is_current(key) {
-            return None;
-        }
+        self.get_mut(key)?;
         let generation = &mut self.generations[key.slot as usize];
         *generation = generation.wrapping_add(1);
         self.values.try_remove(key.slot as usize)
@@ -127,16 +127,10 @@ impl<T> Slab<T> {
     pub fn stale_count(&self) -> u64 {
         self.stale_count.get()
     }
+}
 
-    fn is_current(&self, key: Key) -> bool {
-        let slot = key.slot as usize;
-        let current =
-            self.generations.get(slot) == Some(&key.generation) && self.values.contains(slot);
-        if !current {
-            self.stale_count.set(self.stale_count.get() + 1);
-        }
-        current
-    }
+fn count_stale(stale_count: &Cell<u64>, stale: bool) {
+    stale_count.set(stale_count.get() + u64::from(stale));
 }
 
 #[cfg(test)]

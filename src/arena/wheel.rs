@@ -1,10 +1,11 @@
 //! A hashed timing wheel: one deadline per entry, constant time to put in and to take out.
 //!
-//! **Lazy re-arm.** An entry is never moved or removed when its owner sees activity. The owner stores
-//! the time of the last activity beside its own state and leaves the wheel alone. When the entry
-//! expires, the owner looks: the key is stale, then the entry is simply gone; the activity is more
-//! recent than the timeout, then it inserts the key again with `last activity + timeout`; otherwise
-//! the timeout is real. So a message costs one store, and an entry about one re-insert per timeout.
+//! **Lazy re-arm.** An entry is never moved or removed when its owner sees activity. The owner
+//! stores the time of the last activity beside its own state and leaves the wheel alone. When the
+//! entry expires, the owner looks: the key is stale, then the entry is simply gone; the activity is
+//! more recent than the timeout, then it inserts the key again with `last activity + timeout`;
+//! otherwise the timeout is real. So a message costs one store, and an entry about one re-insert
+//! per timeout.
 //!
 //! Invariant: an entry is linked in the bucket `deadline % buckets`, and its deadline is later than
 //! `current`. One that is further away than a rotation stays where it is as the wheel passes it.
@@ -225,7 +226,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            3 => (0_u32..20, 0_u64..5_000).prop_map(|(slot, ahead_ms)| Step::Insert { slot, ahead_ms }),
+            3 => (0_u32..20, 0_u64..5_000)
+                .prop_map(|(slot, ahead_ms)| Step::Insert { slot, ahead_ms }),
             2 => (0_u64..400).prop_map(|by_ms| Step::Advance { by_ms }),
             1 => (0_u64..4_000).prop_map(|by_ms| Step::Advance { by_ms }),
         ]

@@ -1,13 +1,13 @@
 //! [`Ring`] over io_uring: one thread, one ring, completions run only when that thread asks.
 //!
-//! - Accepted sockets live in the registered-file table (`Socket::Direct`): no lock and no reference
-//!   count of the process's descriptor table per operation, and no share of its limit.
+//! - Accepted sockets live in the registered-file table (`Socket::Direct`): no lock and no
+//!   reference count of the process's descriptor table per operation, and no share of its limit.
 //! - The `user_data` of a request is its token, except for sends: theirs has bit 63 set and names
 //!   the entry of [`sends::Sends`] that owns the bytes.
 //! - What the ring asks for on its own account (cancel, close) carries [`Kind::Internal`] and is
 //!   never delivered.
-//! - Never a cancel by descriptor (it walks every request of the ring), never `OP_SHUTDOWN` (it goes
-//!   to a worker thread).
+//! - Never a cancel by descriptor (it walks every request of the ring), never `OP_SHUTDOWN` (it
+//!   goes to a worker thread).
 
 #![expect(
     unsafe_code,
@@ -144,6 +144,8 @@ impl KernelRing {
         Ok(())
     }
 
+    /// Waits for one completion. More at a time (`wait_nr` 16 to 128 with a least wait of 20 to 50
+    /// us) was measured on loopback echo with 16 to 1000 connections: slower or equal, always.
     fn enter_and_wait(&mut self, wait_us: u64) -> io::Result<()> {
         let timeout = Timespec::new()
             .sec(wait_us / 1_000_000)

@@ -6,9 +6,9 @@
 //!
 //! The contract, in both:
 //! - Nothing completes inside the call that asks for it; completions come out of [`Ring::turn`].
-//! - A request's completions carry its [`Token`]. Those of a multishot request (`accept`, `receive`,
-//!   `watch`) come with `more = true` until the last one, which has `more = false`, whatever its
-//!   result: the request is then gone and its owner decides whether to ask again.
+//! - A request's completions carry its [`Token`]. Those of a multishot request (`accept`,
+//!   `receive`, `watch`) come with `more = true` until the last one, which has `more = false`,
+//!   whatever its result: the request is then gone and its owner decides whether to ask again.
 //! - At most one `send` per socket is under way (the caller's duty; checked by the simulator).
 //! - After `close(socket)` no completion for that socket's requests is *promised* to be absent:
 //!   late ones arrive and are recognised by the generation in their token.
@@ -37,7 +37,8 @@ pub enum Socket {
 pub struct Completion {
     pub token: Token,
     /// Not negative: what the request yields (`accept`: the direct slot; `receive`: bytes, 0 at the
-    /// end of the stream; `send`: bytes, always all of them; `connect`, `watch`: any). Negative: `-errno`.
+    /// end of the stream; `send`: bytes, always all of them; `connect`, `watch`: any). Negative:
+    /// `-errno`.
     pub result: i32,
     /// The request stays armed and will complete again.
     pub more: bool,
@@ -78,12 +79,14 @@ pub trait Ring {
     /// Ends the requests that carry exactly `token`. Their last completions still come.
     fn cancel(&mut self, token: Token);
 
-    /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees RST.
-    /// Receives must be cancelled or ended by the caller; requests still armed do not survive.
+    /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees
+    /// RST. A send under way ends, and completes. Receives (accepts, for a listener) are the
+    /// caller's to cancel before this, in the same turn or an earlier one: while one is armed, the
+    /// kernel keeps the connection open, and the simulator panics.
     fn close(&mut self, socket: Socket, reset: bool);
 
-    /// Submits what was asked for, waits at most `wait_us` microseconds for a completion (0: does not
-    /// wait), and appends every completion that is there. All are collected before any is run.
+    /// Submits what was asked for, waits at most `wait_us` microseconds for a completion (0: does
+    /// not wait), and appends every completion that is there. All are collected before any is run.
     fn turn(&mut self, wait_us: u64, completions: &mut Vec<Completion>);
 
     /// The bytes of a receive buffer, `size` as its completion's result said. In place, writable:

@@ -74,7 +74,8 @@ unsafe impl tokio_uring::buf::IoBuf for AlignedBuffer {
     }
 }
 
-// SAFETY: as above; `set_init` has nothing to record since every byte is initialised from the start.
+// SAFETY: as above; `set_init` has nothing to record since every byte is initialised from the
+// start.
 unsafe impl tokio_uring::buf::IoBufMut for AlignedBuffer {
     fn stable_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
@@ -135,6 +136,26 @@ mod tests {
         assert!(buffer.iter().all(|byte| *byte == 0));
         buffer[8191] = 9;
         assert_eq!(buffer[8191], 9);
+    }
+
+    #[test]
+    fn a_buffer_is_written_and_read_by_tokio_uring() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        tokio_uring::start(async {
+            let mut written = AlignedBuffer::new(BLOCK_SIZE);
+            written[..5].copy_from_slice(b"aldis");
+            let device = tokio_uring::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(file.path())
+                .await
+                .expect("the file is ours");
+            let (result, written) = device.write_at(written, 0).submit().await;
+            assert_eq!(result.expect("there is room"), BLOCK_SIZE);
+            let (result, read) = device.read_at(AlignedBuffer::new(BLOCK_SIZE), 0).await;
+            assert_eq!(result.expect("it was just written"), BLOCK_SIZE);
+            assert_eq!(&read[..], &written[..]);
+        });
     }
 
     #[test]

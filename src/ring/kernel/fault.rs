@@ -4,8 +4,8 @@ use std::io;
 
 use super::options::RingOptions;
 
-/// The oldest kernel with which sockets in the registered-file table are freed when they are closed:
-/// before it, one long-lived request can hold back every socket closed after it.
+/// The oldest kernel with which sockets in the registered-file table are freed when they are
+/// closed: before it, one long-lived request can hold back every socket closed after it.
 pub const KERNEL_FLOOR: (u32, u32) = (6, 13);
 
 /// A host that cannot run the ring. Each text names the cause and the remedy.
@@ -13,9 +13,9 @@ pub const KERNEL_FLOOR: (u32, u32) = (6, 13);
 pub enum RingFault {
     /// `io_uring_setup` was refused with EPERM.
     #[error(
-        "io_uring is forbidden on this host (kernel {kernel}, kernel.io_uring_disabled = {sysctl}): \
-         set the sysctl to 0, or, in a container, run with a seccomp profile that allows io_uring \
-         (for Docker: --security-opt seccomp=unconfined)"
+        "io_uring is forbidden on this host (kernel {kernel}, kernel.io_uring_disabled = \
+         {sysctl}): set the sysctl to 0, or, in a container, run with a seccomp profile that \
+         allows io_uring (for Docker: --security-opt seccomp=unconfined)"
     )]
     Forbidden { kernel: String, sysctl: String },
     /// `io_uring_setup` does not exist, or a seccomp filter says so.
@@ -45,8 +45,8 @@ pub enum RingFault {
     )]
     Descriptors { limit: u64 },
     #[error(
-        "a table of {sockets} sockets was refused ({source}): RLIMIT_NOFILE bounds it, now {limit}; \
-         raise it (ulimit -n, or LimitNOFILE= of the service) or ask for fewer sockets"
+        "a table of {sockets} sockets was refused ({source}): RLIMIT_NOFILE bounds it, now \
+         {limit}; raise it (ulimit -n, or LimitNOFILE= of the service) or ask for fewer sockets"
     )]
     SocketTable {
         sockets: u32,

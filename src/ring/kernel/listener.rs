@@ -46,8 +46,8 @@ pub fn listen(address: SocketAddr, backlog: u32, reuse_port: bool) -> io::Result
     })
 }
 
-/// Fails with `AddrInUse` when somebody listens on `address`. A listener with `SO_REUSEPORT` does not
-/// notice that: a second process of the same user would silently share the first one's clients.
+/// Fails with `AddrInUse` when somebody listens on `address`. A listener with `SO_REUSEPORT` does
+/// not notice that: a second process of the same user would silently share the first one's clients.
 pub fn probe_bind(address: SocketAddr) -> io::Result<()> {
     let socket = new_socket(address)?;
     // Without it, connections in TIME_WAIT would count as "in use"; listeners still do.

@@ -72,8 +72,8 @@ impl Pool {
         assert!(self.held[index], "buffer {index} is not held");
         assert!(size <= self.buffer_size, "{size} bytes exceed a buffer");
         // SAFETY: `index` is below the count (it indexed `held`) and `size` at most a buffer's, so
-        // the range lies in the mapping. The buffer is held, so the kernel does not write to it, and
-        // the borrow of `self` keeps it from being released meanwhile.
+        // the range lies in the mapping. The buffer is held, so the kernel does not write to it,
+        // and the borrow of `self` keeps it from being released meanwhile.
         unsafe {
             let start = self.bytes.as_ptr().add(index * self.buffer_size);
             std::slice::from_raw_parts_mut(start, size)

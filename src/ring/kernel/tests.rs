@@ -258,6 +258,65 @@ fn full_queues_lose_nothing() {
     }
 }
 
+/// Queues and buffers for a few, and streams for many: receives end for want of either all the
+/// time, and are asked for again; no byte is lost or out of its place.
+#[test]
+fn starved_and_overflown_streams_keep_every_byte() {
+    let tiny = RingOptions {
+        submissions: 2,
+        completions: 4,
+        buffer_count: 4,
+        buffer_size: 64,
+        ..small()
+    };
+    const SIZE: usize = 10_000;
+    let mut stage = Loopback::new(tiny);
+    let (listener, address) = stage.listen();
+    let accept = Token::new(Kind::Accept, 0, 0);
+    stage.ring.accept(listener, accept);
+    let message: Vec<u8> = (0..SIZE).map(|index| (index % 251) as u8).collect();
+    let mut clients: Vec<TcpClient> = (0..8).map(|_| stage.dial(address)).collect();
+    for client in &mut clients {
+        assert_eq!(client.write(&message), SIZE);
+    }
+    let mut received = vec![0; 8];
+    let mut completions = Vec::new();
+    let mut restarts = 0;
+    let started = Instant::now();
+    while received.iter().sum::<usize>() < 8 * SIZE {
+        assert!(started.elapsed() < Duration::from_secs(20), "{received:?}");
+        stage.pump(&mut completions);
+        for completion in std::mem::take(&mut completions) {
+            let is_accept = completion.token == accept;
+            let slot = if is_accept {
+                completion.result as u32
+            } else {
+                completion.token.slot()
+            };
+            if let Some(buffer) = completion.buffer {
+                let size = completion.result as usize;
+                let place = &mut received[slot as usize];
+                assert_eq!(
+                    stage.ring.bytes(buffer, size),
+                    &message[*place..*place + size]
+                );
+                *place += size;
+                stage.ring.release(buffer);
+            }
+            if is_accept || !completion.more {
+                restarts += usize::from(!is_accept);
+                let token = Token::new(Kind::Receive, slot, 0);
+                stage.ring.receive(Socket::Direct(slot), token);
+            }
+            if is_accept && !completion.more {
+                stage.ring.accept(listener, accept);
+            }
+        }
+    }
+    assert!(restarts > 0, "the test starves nobody");
+    assert_eq!(stage.ring.buffers_free(), stage.ring.buffers_max());
+}
+
 /// The table is full: the accept ends with ENFILE and is asked for again when a slot is free.
 #[test]
 fn more_clients_than_slots() {
