@@ -141,9 +141,9 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
     })
 }
 
-/// Opens the log on `device` under `index`: makes durable what is there, reads what the index lacks,
-/// and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is read before
-/// and after.
+/// Opens the log on `device` under `index`: makes durable what is there, reads what the index
+/// lacks, and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is
+/// read before and after.
 pub fn open_on<D, I, W>(
     mut device: D,
     index: I,
