@@ -304,10 +304,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
         offset: u64,
         visit: &mut dyn FnMut(&CommitHeader),
     ) -> Result<(), StoreFault> {
-        let mut place = Place {
-            segment: segment.number,
-            offset,
-        };
+        let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
         while place.offset + BLOCK_SIZE as u64 <= segment.size {
             let size = ((segment.size - place.offset) as usize).min(SEARCH_SIZE);
@@ -344,9 +341,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
         }
         let mut bytes = vec![0; size];
         read(self.reader, place, &mut bytes)?;
-        Ok(decode_commit(&Bytes::from(bytes))
-            .ok()
-            .map(|commit| commit.header))
+        Ok(decode_commit(&Bytes::from(bytes)).ok().map(|commit| commit.header))
     }
 
     fn corrupt(&self, place: Place, known_durable: u64) -> StoreFault {

@@ -70,9 +70,7 @@ impl Real {
     fn acquire(&mut self) -> (u64, u64) {
         loop {
             match self.get(&ToStore::Acquire { incarnation: 9 }) {
-                FromStore::Granted {
-                    epoch, next_lsn, ..
-                } => return (epoch, next_lsn),
+                FromStore::Granted { epoch, next_lsn, .. } => return (epoch, next_lsn),
                 // A busy machine takes long to make the first segment.
                 FromStore::Unavailable { .. } => {}
                 other => panic!("not granted: {other:?}"),
