@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::appender::Waiter;
 use crate::link::message::ToStore;
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
@@ -26,6 +27,13 @@ pub enum Purpose {
         convo: ConversationName,
         stream: u64,
     },
+    /// A page of a conversation, for whoever asked.
+    Page {
+        waiter: Waiter,
+        convo: ConversationName,
+    },
+    /// A list of conversations, for whoever asked.
+    Overview(Waiter),
     /// The log above the fan-out position.
     Log,
 }
