@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::link::message::ToStore;
+use crate::link::message::{SessionNumber, ToStore};
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
@@ -23,6 +23,7 @@ pub enum Purpose {
     Range {
         user: Id,
         device: Id,
+        session: SessionNumber,
         convo: ConversationName,
         stream: u64,
     },
