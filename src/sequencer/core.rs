@@ -284,8 +284,12 @@ impl Sequencer {
             }
             (
                 FromStore::Messages { messages, .. },
-                Purpose::Range { user, device, convo, stream },
-            ) => self.range_read(&user, &device, &convo, stream, &messages, out),
+                Purpose::Range { user, device, session, convo, stream },
+            ) if self.session(&user, &device).is_some_and(|now| now.number == session) => {
+                self.range_read(&user, &device, &convo, stream, &messages, out);
+            }
+            // The device has another connection by now, which reads for itself.
+            (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
             (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
                 self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
             }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::appender::Waiter;
-use crate::link::message::ToStore;
+use crate::link::message::{SessionNumber, ToStore};
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
@@ -24,6 +24,7 @@ pub enum Purpose {
     Range {
         user: Id,
         device: Id,
+        session: SessionNumber,
         convo: ConversationName,
         stream: u64,
     },
