@@ -14,10 +14,16 @@ use super::order::{check_name, is_member};
 use super::requests::Purpose;
 use super::sessions::Retired;
 use super::user::Task;
-use crate::limits::CHUNK_SIZE_MAX;
+use crate::limits::{CHUNK_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::link::message::{Address, Code, PushTarget, SessionNumber, ToEdge, ToStore};
 use crate::link::record::{ConversationName, Id, Message};
 use crate::link::{Outlet, PeerId};
+
+/// Conversations named in one `synced`: names of the greatest length fit a frame to a client.
+const HEADS_PER_FRAME_MAX: usize = 400;
+
+const _: () =
+    assert!(HEADS_PER_FRAME_MAX * (2 * CONVERSATION_NAME_SIZE_MAX + 32) < SERVER_FRAME_SIZE_MAX);
 
 /// Who asked for a `sync`.
 #[derive(Clone)]
@@ -430,7 +436,13 @@ impl Sequencer {
             return;
         };
         let (target, peer) = (session.target(), session.peer);
-        let heads = request.heads;
+        let mut heads = request.heads;
+        // A frame holds only so many names: the last one answers, the others come before it.
+        while heads.len() > HEADS_PER_FRAME_MAX {
+            let rest = heads.split_off(HEADS_PER_FRAME_MAX);
+            self.say(peer, ToEdge::Synced { target, to: 0, heads }, out);
+            heads = rest;
+        }
         match request.reply {
             Some(waiter) => {
                 let synced = ToEdge::Synced { target, to: waiter.number, heads };

@@ -68,9 +68,13 @@ impl Real {
     }
 
     fn acquire(&mut self) -> (u64, u64) {
-        match self.get(&ToStore::Acquire { incarnation: 9 }) {
-            FromStore::Granted { epoch, next_lsn, .. } => (epoch, next_lsn),
-            other => panic!("not granted: {other:?}"),
+        loop {
+            match self.get(&ToStore::Acquire { incarnation: 9 }) {
+                FromStore::Granted { epoch, next_lsn, .. } => return (epoch, next_lsn),
+                // A busy machine takes long to make the first segment.
+                FromStore::Unavailable { .. } => {}
+                other => panic!("not granted: {other:?}"),
+            }
         }
     }
 
