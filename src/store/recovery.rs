@@ -1,7 +1,8 @@
 //! Opening a log: finds where it ends, and refuses when durable commits before that end are broken.
 //!
-//! Reading starts in the segment of the first position that the index lacks, so its time does not
-//! depend on the size of the log. What is there has been made durable before. The first commit that
+//! Reading starts in the segment of the first position that the index lacks, or up to
+//! [`VERIFIED_SIZE`] before it, so its time does not depend on the size of the log. What is there
+//! has been made durable before. The first commit that
 //! is missing or broken is the end, unless a position at or above it is known to have been durable:
 //! by the header of a later segment or commit, or because the index has applied it. Then the log is
 //! corrupt.
@@ -20,6 +21,11 @@ use super::{Batch, StoreFault};
 
 /// Bytes per read when a segment is searched for commits that should not be there.
 const SEARCH_SIZE: usize = 1024 * 1024;
+
+/// Bytes of segments below the index's position that are read again at every start: they need no
+/// replay, but damage that happened while everything was stopped is better found now than by the
+/// first client that asks for its history.
+const VERIFIED_SIZE: u64 = 256 * 1024 * 1024;
 
 /// What is known of the log before it is read, from the index.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,6 +62,7 @@ pub fn recover<R: LogReader>(
 ) -> Result<Recovered, StoreFault> {
     let survey = survey(reader, segments, known)?;
     let mut scan = Scan::new(reader, &survey, known, replay);
+    scan.refuse_broken_headers(&survey)?;
     if let Some(start) = survey.start(known)? {
         scan.run(&survey, start)?;
     } else {
@@ -76,7 +83,8 @@ struct Survey {
 }
 
 impl Survey {
-    /// Index of the segment with the first position that the index lacks.
+    /// Index of the segment to begin in: that with the first position that the index lacks, or one
+    /// before it.
     fn start(&self, known: Known) -> Result<Option<usize>, StoreFault> {
         let Some((_, first)) = self.used.first() else {
             return Ok(None);
@@ -85,7 +93,19 @@ impl Survey {
         let start = self.used.iter().rposition(|(_, header)| header.first_lsn <= next);
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
-        start.map(Some).ok_or(StoreFault::BeginningMissing { first_lsn, applied_lsn })
+        let start = start.ok_or(StoreFault::BeginningMissing { first_lsn, applied_lsn })?;
+        Ok(Some(self.verified_from(start)))
+    }
+
+    fn verified_from(&self, mut start: usize) -> usize {
+        let mut left = VERIFIED_SIZE;
+        while start > 0
+            && let Some(rest) = left.checked_sub(self.used[start - 1].0.size)
+        {
+            left = rest;
+            start -= 1;
+        }
+        start
     }
 }
 
@@ -242,11 +262,11 @@ impl<'a, R: LogReader> Scan<'a, R> {
         let mut worst = self.known.applied_lsn;
         let mut place = end.map_or(Place { segment: 1, offset: 0 }, |(_, place)| place);
         if let Some((segment, end)) = end {
-            worst = worst.max(self.search(survey, segment, end.offset + BLOCK_SIZE as u64)?);
+            worst = worst.max(self.durable_by(survey, segment, end.offset + BLOCK_SIZE as u64)?);
         }
         for &segment in &survey.unused {
             // What an unused segment shows can only have been durable with its header intact.
-            let found = self.search(survey, segment, BLOCK_SIZE as u64)?;
+            let found = self.durable_by(survey, segment, BLOCK_SIZE as u64)?;
             if found > worst {
                 worst = found;
                 place = Place { segment: segment.number, offset: 0 };
@@ -255,14 +275,54 @@ impl<'a, R: LogReader> Scan<'a, R> {
         if worst >= self.recovered.next_lsn { Err(self.corrupt(place, worst)) } else { Ok(()) }
     }
 
+    /// A segment whose header is broken must not pass for one that was never used, or it would be
+    /// removed: what it holds below the next segment's first position was durable.
+    fn refuse_broken_headers(&mut self, survey: &Survey) -> Result<(), StoreFault> {
+        for &segment in &survey.unused {
+            let mut later = survey.used.iter();
+            let Some((_, successor)) = later.find(|(used, _)| used.number > segment.number) else {
+                continue;
+            };
+            let mut lost = None;
+            self.search(survey, segment, BLOCK_SIZE as u64, &mut |header| {
+                if header.last_lsn() < successor.first_lsn {
+                    lost.get_or_insert(header.first_lsn);
+                }
+            })?;
+            if let Some(expected_lsn) = lost {
+                return Err(StoreFault::Corrupt {
+                    segment: segment.number,
+                    offset: 0,
+                    expected_lsn,
+                    known_durable: successor.first_lsn - 1,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The highest position that an intact commit of this log from `offset` on knew to be durable.
-    fn search(
+    fn durable_by(
         &mut self,
         survey: &Survey,
         segment: SegmentInfo,
         offset: u64,
     ) -> Result<u64, StoreFault> {
         let mut highest = 0;
+        self.search(survey, segment, offset, &mut |header| {
+            highest = highest.max(header.known_durable);
+        })?;
+        Ok(highest)
+    }
+
+    /// Visits the intact commits of this log that begin at any block from `offset` on.
+    fn search(
+        &mut self,
+        survey: &Survey,
+        segment: SegmentInfo,
+        offset: u64,
+        visit: &mut dyn FnMut(&CommitHeader),
+    ) -> Result<(), StoreFault> {
         let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
         while place.offset + BLOCK_SIZE as u64 <= segment.size {
@@ -270,35 +330,37 @@ impl<'a, R: LogReader> Scan<'a, R> {
             let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
             for block in (0..size).step_by(BLOCK_SIZE) {
-                let at = Place { offset: place.offset + block as u64, ..place };
-                let found =
-                    self.durable_by(survey, at, segment.size, &window[block..][..BLOCK_SIZE])?;
-                highest = highest.max(found);
+                let offset = place.offset + block as u64;
+                let at = Place { offset, ..place };
+                let bytes = &window[block..][..BLOCK_SIZE];
+                if let Some(header) = self.intact_commit(survey, at, segment.size, bytes)? {
+                    visit(&header);
+                }
             }
             place.offset += size as u64;
         }
-        Ok(highest)
+        Ok(())
     }
 
-    /// What the commit that begins with this block, if one does, knew to be durable.
-    fn durable_by(
+    /// The commit of this log that begins with this block, if one does.
+    fn intact_commit(
         &mut self,
         survey: &Survey,
         place: Place,
         end: u64,
         block: &[u8],
-    ) -> Result<u64, StoreFault> {
+    ) -> Result<Option<CommitHeader>, StoreFault> {
         let Ok(header) = peek_commit(block) else {
-            return Ok(0);
+            return Ok(None);
         };
         let size = padded_size(header.payload_size as usize);
         let ours = survey.log_id.is_none_or(|id| id == header.log_id);
         if !ours || place.offset + size as u64 > end {
-            return Ok(0);
+            return Ok(None);
         }
         let mut bytes = vec![0; size];
         read(self.reader, place, &mut bytes)?;
-        Ok(decode_commit(&Bytes::from(bytes)).map_or(0, |commit| commit.header.known_durable))
+        Ok(decode_commit(&Bytes::from(bytes)).ok().map(|commit| commit.header))
     }
 
     fn corrupt(&self, place: Place, known_durable: u64) -> StoreFault {

@@ -99,6 +99,16 @@ fn bad_header_of_the_last_segment_refuses_to_start() {
 }
 
 #[test]
+fn bad_header_below_the_index_refuses_to_start_and_removes_nothing() {
+    let harness = filled(12, 30);
+    let (disk, index) = (harness.disk.clone(), harness.index.clone());
+    disk.corrupt(2, 20);
+    assert_eq!(refuse(&disk, &index), (2, 0, 8, 14));
+    disk.settle();
+    assert!(disk.content(2).is_some());
+}
+
+#[test]
 fn what_the_index_has_applied_may_not_be_missing() {
     let harness = filled(4, 3);
     let (disk, index) = (harness.disk.clone(), harness.index.clone());
@@ -200,13 +210,23 @@ fn all_messages_are_there(harness: &mut Harness, count: u64) {
 }
 
 #[test]
-fn opening_reads_only_above_the_index() {
+fn damage_below_the_index_is_found_at_the_next_start() {
     let harness = filled(9, 40);
     let (disk, index) = (harness.disk.clone(), harness.index.clone());
     drop(harness);
-    // A segment that the index has long covered is not read, so what it holds cannot matter.
+    // The index has long covered the first segment: nothing of it would be replayed.
     disk.corrupt(1, 3 * 4096 + 20);
-    assert!(open(&disk, &index, 2).is_ok());
+    assert_eq!(refuse(&disk, &index), (1, 3 * 4096, 3, 7));
+}
+
+#[test]
+fn a_missing_segment_below_the_index_is_found_at_the_next_start() {
+    let harness = filled(12, 40);
+    let (disk, index) = (harness.disk.clone(), harness.index.clone());
+    drop(harness);
+    disk.lose(2);
+    let (segment, offset, expected_lsn, _) = refuse(&disk, &index);
+    assert_eq!((segment, offset, expected_lsn), (1, 8 * 4096, 8));
 }
 
 #[test]
