@@ -72,13 +72,21 @@ pub enum Live {
 }
 
 impl Session {
-    pub fn new(peer: PeerId, address: Address, number: SessionNumber, manual: bool) -> Session {
+    /// `stream` is above that of every session before, so that nothing meant for one of them, by a
+    /// device that has come back or been told again, passes for this one's.
+    pub fn new(
+        peer: PeerId,
+        address: Address,
+        number: SessionNumber,
+        manual: bool,
+        stream: u64,
+    ) -> Session {
         Session {
             peer,
             address,
             number,
             manual,
-            stream: 1,
+            stream,
             positions: BTreeMap::new(),
             requests: VecDeque::new(),
             reading: None,
@@ -116,8 +124,8 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, request: Request) {
-        self.stream += 1;
+    fn begin(&mut self, request: Request, stream: u64) {
+        self.stream = stream;
         for (convo, pushed_upto) in &request.due {
             let position =
                 Position { pushed_upto: *pushed_upto, catching: true, stream: self.stream };
@@ -292,13 +300,19 @@ impl Sequencer {
         self.say(peer, ToEdge::Backlog { target, messages, wants_room: true }, out);
     }
 
+    pub(super) fn next_stream(&mut self) -> u64 {
+        self.streams_counter += 1;
+        self.streams_counter
+    }
+
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
         self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
     }
 
     fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
+        let stream = self.next_stream();
         if let Some(session) = self.session(user, device) {
-            session.begin(request);
+            session.begin(request, stream);
             self.pump(user, device, out);
         }
     }
@@ -369,12 +383,13 @@ impl Sequencer {
         let Some(position) = session.positions.get_mut(convo) else {
             return;
         };
-        position.catching = false;
-        let pushed_upto = position.pushed_upto;
         if let Some(request) = session.requests.front_mut() {
             request.due.pop_front();
-            request.heads.push((convo.clone(), pushed_upto));
+            request.heads.push((convo.clone(), position.pushed_upto));
         }
+        // A later request may have it before it still, and reads it again.
+        let mut due = session.requests.iter().flat_map(|request| &request.due);
+        position.catching = due.any(|(due, _)| due == convo);
     }
 
     fn finish_request(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {

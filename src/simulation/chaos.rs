@@ -25,11 +25,13 @@ const DEVICES: [&str; 2] = ["phone", "laptop"];
 pub struct Options {
     /// Steps under faults, before the world heals.
     pub steps: u64,
+    /// Events that a failure shows, the last ones.
+    pub event_count_max: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { steps: 6_000 }
+        Options { steps: 6_000, event_count_max: 120 }
     }
 }
 
@@ -47,6 +49,23 @@ pub struct Report {
     pub promises: usize,
     pub messages_heard: u64,
     pub receipts_heard: u64,
+}
+
+impl Report {
+    /// Both runs together.
+    pub fn plus(&self, other: &Report) -> Report {
+        Report {
+            trace_hash: self.trace_hash ^ other.trace_hash,
+            steps: self.steps + other.steps,
+            virtual_us: self.virtual_us + other.virtual_us,
+            crashes: self.crashes + other.crashes,
+            epochs: self.epochs + other.epochs,
+            records: self.records + other.records,
+            promises: self.promises + other.promises,
+            messages_heard: self.messages_heard + other.messages_heard,
+            receipts_heard: self.receipts_heard + other.receipts_heard,
+        }
+    }
 }
 
 /// A broken promise, and how it came to it.
@@ -72,7 +91,7 @@ impl fmt::Display for Failure {
 
 /// Runs the whole system on a seed. A panic of the product is a failure like any other.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
-    let trace = Trace::default();
+    let trace = Trace::new(options.event_count_max);
     let ran = catch_unwind(AssertUnwindSafe(|| Chaos::new(seed, trace.clone()).run(options)));
     let what = match ran {
         Ok(Ok(report)) => return Ok(report),

@@ -5,12 +5,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
-/// Events that a failure shows.
-const EVENT_COUNT_MAX: usize = 120;
-
 /// See the module. Clones are the same trace: it outlives a world that panics.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Trace {
+    event_count_max: usize,
     shared: Rc<RefCell<Shared>>,
 }
 
@@ -22,6 +20,11 @@ struct Shared {
 }
 
 impl Trace {
+    /// Keeps this many events for a failure to show.
+    pub fn new(event_count_max: usize) -> Trace {
+        Trace { event_count_max, shared: Rc::default() }
+    }
+
     /// Begins the next step of the run.
     pub fn step(&self) {
         self.shared.borrow_mut().step += 1;
@@ -39,10 +42,10 @@ impl Trace {
         for byte in line.bytes() {
             shared.hash = (shared.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        if shared.last.len() == EVENT_COUNT_MAX {
+        shared.last.push_back(line);
+        if shared.last.len() > self.event_count_max {
             shared.last.pop_front();
         }
-        shared.last.push_back(line);
     }
 
     /// Of every event since the beginning: two runs that agree in it went the same way.
