@@ -6,6 +6,8 @@ import { announce } from './announcer.js';
 const BUBBLES_MAX = 200;
 /** So near to the end, the newest message is kept in sight. */
 const PINNED_PX = 60;
+/** What scrolls so soon after a person touched the list is that person's wish. */
+const TOUCH_MS = 1_000;
 const READ_SHARE = 0.4;
 const DEVICE_TRIES = 4;
 const DEVICE_PAUSE_MS = 150;
@@ -37,6 +39,7 @@ export class Pane {
     this.isOnScreen = true;
     // Whether the newest message is kept in sight. Kept, since asking costs a layout each time.
     this.isPinned = true;
+    this.touchedAt = -Infinity;
     this.unseen = 0;
     this.client = new Client({
       user, peer, device, witness, outbox: takeOutbox(user), events: this.events(),
@@ -87,6 +90,11 @@ export class Pane {
       this.pin();
       this.list.focus({ preventScroll: true });
     });
+    for (const kind of ['wheel', 'touchmove', 'pointerdown', 'keydown']) {
+      this.list.addEventListener(kind, () => {
+        this.touchedAt = performance.now();
+      }, { passive: true });
+    }
     this.list.addEventListener('scroll', () => this.scrolled(), { passive: true });
     // A phone's keyboard, or a longer draft, takes room away.
     new ResizeObserver(() => {
@@ -216,7 +224,10 @@ export class Pane {
 
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.list;
-    this.isPinned = scrollHeight - scrollTop - clientHeight < PINNED_PX;
+    const isNear = scrollHeight - scrollTop - clientHeight < PINNED_PX;
+    // Messages that came since our own scrolling leave the end behind, without anybody's wish.
+    const isWished = !this.isScrolling || performance.now() - this.touchedAt < TOUCH_MS;
+    if (isNear || isWished) this.isPinned = isNear;
     if (this.isPinned) this.unseen = 0;
     this.showNewer();
     this.client.readSoon();

@@ -146,7 +146,8 @@ export class Side {
 export function counters(page) {
   return page.evaluate(() => {
     const cells = [...document.querySelectorAll('.counters dd')];
-    return Object.fromEntries(cells.map((cell) => [cell.id, Number.parseFloat(cell.textContent)]));
+    const number = (cell) => Number.parseFloat(cell.textContent.replaceAll(',', ''));
+    return Object.fromEntries(cells.map((cell) => [cell.id, number(cell)]));
   });
 }
 
