@@ -93,7 +93,7 @@ impl Sequencer {
             match task {
                 Task::Open(waiter, device) => self.open(user, waiter, device, out),
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
-                Task::Close(retired) => self.close(user, &retired),
+                Task::Close(retired) => self.close(user, &retired, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
@@ -204,6 +204,7 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.sessions.insert(key);
         }
+        self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
         owner.session = Some(Session::new(waiter.peer, address, number, manual));
@@ -212,8 +213,9 @@ impl Sequencer {
         }
     }
 
-    fn close(&mut self, user: &Id, retired: &Retired) {
+    fn close(&mut self, user: &Id, retired: &Retired, out: &mut dyn Outlet) {
         if self.has_session(user, retired) {
+            self.abandon(user, &retired.device, out);
             self.forget_session(user, &retired.device, retired.peer);
             if let Some(edge) = self.edges.get_mut(&retired.peer) {
                 edge.sessions.remove(&(user.clone(), retired.device.clone()));
