@@ -8,7 +8,7 @@ use super::appender::Waiter;
 use super::core::Sequencer;
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::{Device, Task};
+use super::user::Task;
 use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -126,10 +126,11 @@ impl Sequencer {
             marker: cursor.marker,
         });
         let rows: Vec<Cursor> = rows.collect();
-        entry
-            .devices
-            .entry(device.clone())
-            .or_insert(Device { cursors: starting, ..<_>::default() });
+        // A crash may have left a part of its rows: the others join them.
+        let owner = entry.devices.entry(device.clone()).or_default();
+        for (convo, cursor) in starting {
+            owner.cursors.entry(convo).or_insert(cursor);
+        }
         self.log_device(user.clone(), device, rows, waiter);
     }
 
@@ -139,7 +140,7 @@ impl Sequencer {
             for row in rows.iter().filter(|row| row.marker == 0) {
                 self.count_removal(row);
             }
-            self.appender().append(Record::Cursors { cursors: rows }, Vec::new());
+            self.append_cursors(rows, Vec::new());
         }
         self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
     }
