@@ -98,7 +98,9 @@ describe('two people', () => {
     await shows(ann, 'are you there?', 'sent');
     await ben.write('written without a line');
     await shows(ben, 'written without a line', 'waiting');
-    await until('it says that one waits', async () => /1 waiting/.test(await ben.status.textContent()));
+    await until('it says that one waits', async () => (
+      /1 waiting/.test(await ben.status.textContent())
+    ));
     assert.equal(await ben.message('are you there?').count(), 0);
     await ben.toggle.press('Space');
     await isOnline(ben);
@@ -143,7 +145,8 @@ describe('two people', () => {
     await isOnline(annAgain);
     await annAgain.write('from the second tab');
     await shows(ann, 'from the second tab');
-    assert.ok(await ann.message('from the second tab').evaluate((element) => element.matches('.mine')));
+    const own = ann.message('from the second tab');
+    assert.ok(await own.evaluate((element) => element.matches('.mine')));
     await ann.write('and back');
     await shows(annAgain, 'and back');
     for (const tab of [page, copy]) {
