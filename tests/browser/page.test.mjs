@@ -13,7 +13,7 @@ const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile:
 const DESKTOP = { viewport: { width: 1280, height: 800 } };
 /** Between two kills: some messages pass. */
 const PAUSE_MS = 500;
-const RECOVERY_MS_MAX = 30_000;
+const RECOVERY_MS_MAX = 45_000;
 
 let aldis;
 let browser;
@@ -156,9 +156,9 @@ describe('two people', () => {
     await context.close();
   });
 
-  test('thousands of messages: the page keeps a few, the counters keep all', async () => {
+  test('a thousand messages: the page keeps a few, the counters keep all', async () => {
     const { context, complaints, page, sides: [ann, ben] } = await visit('many', 'more');
-    const count = 1_500;
+    const count = 1_000;
     await page.evaluate((count) => {
       const form = document.querySelector('.composer');
       const field = form.querySelector('textarea');
@@ -172,8 +172,8 @@ describe('two people', () => {
         if (written === count) clearInterval(timer);
       }, 20);
     }, count);
-    await shows(ben, `number ${count}`);
     await isAllWell(page, count);
+    await shows(ben, `number ${count}`);
     for (const side of [ann, ben]) assert.ok(await side.messages.count() <= 200);
     await shows(ann, `number ${count}`, 'read');
     await ben.root.locator('.messages').hover();
