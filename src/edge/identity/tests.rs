@@ -1,5 +1,8 @@
 //! Every refusal at the door, and every way in.
 
+mod published;
+mod tokens;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -9,6 +12,8 @@ fn door() -> Door {
         hosts: vec!["chat.example.org".into()],
         origins: vec!["https://app.example.org".into()],
         tickets: Tickets::new(b"secret"),
+        identities: Identities::Development,
+        counters: DoorCounters::default(),
     }
 }
 
@@ -94,6 +99,14 @@ fn a_ticket_alone_suffices() {
     ];
     for query in refused {
         assert_eq!(identity(&query), Err(401), "{query}");
+    }
+}
+
+#[test]
+fn what_is_believed_has_no_end() {
+    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    for query in ["?user=alice".to_owned(), format!("?ticket={ticket}")] {
+        assert_eq!(admit(&query, "").map(|admitted| admitted.term), Ok(Term::default()));
     }
 }
 
