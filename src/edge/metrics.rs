@@ -15,7 +15,7 @@ pub struct Metrics {
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 23] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
@@ -38,6 +38,7 @@ const COUNTERS: [(&str, &str); 23] = [
     ("aldis_tokens_total", "Connect requests with a valid token"),
     ("aldis_tickets_total", "Connect requests with a valid ticket"),
     ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
+    ("aldis_stale_sequencers_total", "Sequencers refused because their epoch was superseded"),
     ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
 ];
 
@@ -76,7 +77,7 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 23] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
@@ -103,6 +104,7 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 23] {
         door.tokens,
         door.tickets,
         chat.cut_expired,
+        chat.stale_sequencers,
         chat.unknown_answers,
     ]
 }
