@@ -71,6 +71,15 @@ pub struct Admitted {
 }
 
 impl Door {
+    pub fn new(
+        hosts: Vec<String>,
+        origins: Vec<String>,
+        tickets: Tickets,
+        identities: Identities,
+    ) -> Door {
+        Door { hosts, origins, tickets, identities, counters: DoorCounters::default() }
+    }
+
     /// Refuses a `Host` that this edge does not serve: a foreign name that was made to resolve to
     /// this address (DNS rebinding) would give its pages our origin.
     pub fn check_host(&self, request: &Request) -> Result<(), Refusal> {

@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
-use super::identity::{Door, DoorCounters, Identities, KeySource, Tokens, jwks};
+use super::identity::{Door, Identities, KeySource, Tokens, jwks};
 use super::metrics::Metrics;
 use super::options::{Auth, EdgeOptions, Keys};
 use super::router;
@@ -137,14 +137,9 @@ fn site(options: &EdgeOptions, identities: Identities) -> anyhow::Result<Site> {
     let control = options.control.clone().map(ControlSocket::new).transpose()?;
     let is_development = matches!(identities, Identities::Development);
     let is_private = is_development && options.listen.ip().is_loopback();
+    let (hosts, origins) = (options.hosts.clone(), options.origins.clone());
     Ok(Site {
-        door: Door {
-            hosts: options.hosts.clone(),
-            origins: options.origins.clone(),
-            tickets: Tickets::new(&options.secret),
-            identities,
-            counters: DoorCounters::default(),
-        },
+        door: Door::new(hosts, origins, Tickets::new(&options.secret), identities),
         has_kill_buttons: control.is_some() && is_private,
         control: control.map(|control| Box::new(control) as Box<dyn Control>),
     })

@@ -75,6 +75,9 @@ impl FromStr for Place {
             return Ok(Place::File(PathBuf::from(text)));
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err(format!("a user has no place in the address of {authority:?}"));
+        }
         match scheme {
             "https" if !authority.is_empty() => Ok(Place::Url(text.to_owned())),
             "http" if super::host_name(authority).is_some_and(is_loopback) => {
@@ -91,11 +94,14 @@ impl FromStr for Place {
 impl Pace {
     /// A file costs nothing to read.
     pub fn of(place: &Place) -> Pace {
-        let period_s = if matches!(place, Place::File(_)) { 10 } else { 300 };
+        let (period_s, pause_s_max) = match place {
+            Place::File(_) => (10, 10),
+            Place::Url(_) => (300, 60),
+        };
         Pace {
             period: Duration::from_secs(period_s),
             pause: Duration::from_secs(1),
-            pause_max: Duration::from_secs(60),
+            pause_max: Duration::from_secs(pause_s_max),
             patience: Duration::from_secs(10),
         }
     }

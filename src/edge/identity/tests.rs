@@ -8,13 +8,12 @@ use proptest::prelude::*;
 use super::*;
 
 fn door() -> Door {
-    Door {
-        hosts: vec!["chat.example.org".into()],
-        origins: vec!["https://app.example.org".into()],
-        tickets: Tickets::new(b"secret"),
-        identities: Identities::Development,
-        counters: DoorCounters::default(),
-    }
+    Door::new(
+        vec!["chat.example.org".into()],
+        vec!["https://app.example.org".into()],
+        Tickets::new(b"secret"),
+        Identities::Development,
+    )
 }
 
 /// A connect request with this query and these further header fields.

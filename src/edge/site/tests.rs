@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::*;
-use crate::edge::identity::{DoorCounters, Identities};
+use crate::edge::identity::Identities;
 use crate::edge::ticket::Tickets;
 
 #[derive(Clone, Default)]
@@ -21,9 +21,7 @@ impl Control for Record {
 
 fn site(control: Option<Box<dyn Control>>) -> Site {
     let tickets = Tickets::new(b"secret");
-    let identities = Identities::Development;
-    let (hosts, origins, counters) = (Vec::new(), Vec::new(), DoorCounters::default());
-    let door = Door { hosts, origins, tickets, identities, counters };
+    let door = Door::new(Vec::new(), Vec::new(), tickets, Identities::Development);
     Site { door, has_kill_buttons: true, control }
 }
 

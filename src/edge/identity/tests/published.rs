@@ -205,6 +205,7 @@ fn keys_come_only_over_ways_on_which_nobody_can_put_in_others() {
         "http://",
         "https://",
         "https:///keys",
+        "https://user:secret@id.example.org/",
         "ftp://127.0.0.1/keys",
         "file:///keys",
     ] {
