@@ -42,7 +42,8 @@ pub struct UpSettings {
     /// Threads of the edge. Default: one per processor
     #[arg(long, env = "ALDIS_UP_SHARDS", value_name = "N")]
     shards: Option<usize>,
-    /// How clients say who they are: dev (they just say it; on loopback only) or jwt (by a token). Default: dev
+    /// How clients say who they are: dev (they just say it; on loopback only) or jwt (by a token).
+    /// Default: dev
     #[arg(long, env = "ALDIS_UP_AUTH", value_name = "HOW")]
     auth: Option<String>,
     /// A file with a key that signs tokens: a public one in PEM (EdDSA, ES256), or the bytes of a

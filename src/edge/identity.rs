@@ -215,8 +215,8 @@ fn token_of<'a>(
     Ok(in_field.or(in_subprotocol).or(in_query))
 }
 
-/// The token of a field of the scheme Bearer (RFC 6750 2.1), whose name has no case (RFC 9110 11.1).
-/// Other schemes are for somebody else on the way.
+/// The token of a field of the scheme Bearer (RFC 6750 2.1), whose name has no case (RFC 9110
+/// 11.1). Other schemes are for somebody else on the way.
 fn bearer(field: &[u8]) -> Result<Option<&str>, Doubt> {
     let text = std::str::from_utf8(field).map_err(|_| Doubt::Malformed)?;
     let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));

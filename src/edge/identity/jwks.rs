@@ -107,8 +107,8 @@ impl Pace {
     }
 }
 
-/// Starts the thread, which ends when all clones of the source are gone. Waits a while for the first
-/// set, and goes on without.
+/// Starts the thread, which ends when all clones of the source are gone. Waits a while for the
+/// first set, and goes on without.
 pub fn start(place: Place, pace: Pace, registry: &Registry) -> anyhow::Result<KeySource> {
     let feed = Feed::default();
     let (source, wanted) = KeySource::fed(feed.clone());
