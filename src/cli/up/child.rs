@@ -36,6 +36,7 @@ pub struct Plan {
     pub shards: Option<usize>,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
+    pub deflate: Option<bool>,
     pub config: Option<PathBuf>,
     pub log: Option<String>,
 }
@@ -108,6 +109,9 @@ impl Plan {
                 for origin in &self.origins {
                     flag("--origin", origin);
                 }
+                if let Some(deflate) = self.deflate {
+                    flag("--deflate", &deflate.to_string());
+                }
                 if let Some(control) = &self.control {
                     flag("--control", control);
                 }
@@ -155,6 +159,7 @@ mod tests {
             shards: Some(2),
             hosts: vec!["chat.local".to_owned()],
             origins: Vec::new(),
+            deflate: Some(true),
             config: None,
             log: None,
         }
@@ -181,7 +186,7 @@ mod tests {
         assert_eq!(
             line(Role::Edge),
             "edge --listen 127.0.0.1:8080 --sequencer 127.0.0.1:20002 --auth dev --shards 2 \
-             --host chat.local --control data/up.sock --secret-file data/secret \
+             --host chat.local --deflate true --control data/up.sock --secret-file data/secret \
              --admin-file data/run/edge.admin"
         );
     }

@@ -28,6 +28,8 @@ pub struct UpOptions {
     pub shards: Option<usize>,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
+    /// `None`: the edge decides.
+    pub deflate: Option<bool>,
     /// Handed on to the children.
     pub config: Option<PathBuf>,
     /// Handed on to the children.
@@ -51,6 +53,7 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         shards: options.shards,
         hosts: options.hosts,
         origins: options.origins,
+        deflate: options.deflate,
         config: options.config,
         log: options.log,
     };

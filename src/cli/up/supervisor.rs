@@ -337,6 +337,7 @@ mod tests {
             shards: None,
             hosts: Vec::new(),
             origins: Vec::new(),
+            deflate: None,
             config: None,
             log: None,
         };
