@@ -180,13 +180,14 @@ impl Deflater {
 
     fn compress(&mut self, message: &[u8], window_bits: u8) -> Option<usize> {
         let window_bits = window_bits.clamp(WINDOW_BITS_MIN, WINDOW_BITS_MAX);
-        let compressor = self.compressors[usize::from(window_bits - WINDOW_BITS_MIN)]
-            .get_or_insert_with(|| {
-                Compress::new_with_window_bits(Compression::fast(), false, window_bits)
-            });
+        let index = usize::from(window_bits - WINDOW_BITS_MIN);
+        let compressor = self.compressors[index].get_or_insert_with(|| {
+            Compress::new_with_window_bits(Compression::fast(), false, window_bits)
+        });
         compressor.reset();
-        // What does not fit is not smaller: the work ends there. A full room may lack something.
-        let room_size = message.len() + TAIL.len() - 1;
+        // Room for whatever it makes: zlib-rs 0.6.8 does not forget all of what was left over when
+        // it is reset, and panics some messages later.
+        let room_size = compressed_size_max(message.len() as u32) as usize;
         if self.output.len() > KEPT_SIZE_MAX && room_size <= KEPT_SIZE_MAX {
             self.output = Vec::new();
         }
@@ -194,10 +195,14 @@ impl Deflater {
             self.output.resize(room_size.next_power_of_two(), 0);
         }
         let room = &mut self.output[..room_size];
-        compressor.compress(message, room, FlushCompress::Sync).ok()?;
+        let outcome = compressor.compress(message, room, FlushCompress::Sync);
         let (taken, made) = (compressor.total_in() as usize, compressor.total_out() as usize);
-        let is_whole = taken == message.len() && made < room_size && room[..made].ends_with(&TAIL);
-        is_whole.then(|| made - TAIL.len())
+        let is_whole = outcome.is_ok() && taken == message.len() && made < room_size;
+        if !is_whole || !room[..made].ends_with(&TAIL) {
+            self.compressors[index] = None;
+            return None;
+        }
+        Some(made - TAIL.len()).filter(|size| *size < message.len())
     }
 
     fn remember(&mut self, message: &[u8], window_bits: u8, size: Option<usize>) {
