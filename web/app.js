@@ -17,7 +17,7 @@ const ACKNOWLEDGE_MS = 40;
 const READ_MS = 450;
 /** What the other side, online and synced, has not received after this counts as lost. */
 const LOST_MS = 10_000;
-const BUBBLES_MAX = 300;
+const BUBBLES_MAX = 200;
 const LATENCIES_MAX = 500;
 
 /** `dm:<a>:<b>`: ids in order of their bytes, `:` and `%` percent-encoded. */
@@ -451,6 +451,8 @@ class Pane {
     this.toggle = this.root.querySelector('.switch input');
     this.bubbles = new Map();
     this.isOnScreen = true;
+    // Whether the newest message is kept in sight. Kept, since asking costs a layout each time.
+    this.isPinned = true;
     this.client = new Client({ user, peer, device: deviceOf(user), witness, events: this.events() });
     this.dress(user, peer);
     this.listen();
@@ -468,7 +470,7 @@ class Pane {
       }),
       answered: (entry) => this.settle(entry),
       moved: () => this.showTicks(),
-      mayRead: () => document.visibilityState === 'visible' && this.isOnScreen && this.isAtEnd(),
+      mayRead: () => document.visibilityState === 'visible' && this.isOnScreen && this.isPinned,
     };
   }
 
@@ -493,7 +495,11 @@ class Pane {
       if (this.toggle.checked) this.client.goOnline();
       else this.client.goOffline();
     });
-    this.list.addEventListener('scroll', () => this.client.readSoon(), { passive: true });
+    this.list.addEventListener('scroll', () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.list;
+      this.isPinned = scrollHeight - scrollTop - clientHeight < 60;
+      this.client.readSoon();
+    }, { passive: true });
     new IntersectionObserver(([entry]) => {
       this.isOnScreen = entry.isIntersecting;
       this.client.readSoon();
@@ -503,7 +509,8 @@ class Pane {
   write(text) {
     const entry = this.client.send(text);
     this.show(entry.id, { text, ts: entry.ts, isMine: true, entry });
-    this.list.scrollTop = this.list.scrollHeight;
+    this.isPinned = true;
+    this.scrollSoon();
     this.showState();
   }
 
@@ -514,7 +521,6 @@ class Pane {
       this.place(known, seq, ts);
       return;
     }
-    const wasAtEnd = this.isAtEnd();
     const element = document.getElementById('message').content.firstElementChild.cloneNode(true);
     element.querySelector('.text').textContent = text;
     element.classList.toggle('mine', isMine);
@@ -525,7 +531,7 @@ class Pane {
       this.bubbles.delete(this.list.firstElementChild.dataset.key);
       this.list.firstElementChild.remove();
     }
-    if (wasAtEnd) this.list.scrollTop = this.list.scrollHeight;
+    if (this.isPinned) this.scrollSoon();
   }
 
   /** In order of places; what has none yet stands below. */
@@ -590,8 +596,14 @@ class Pane {
     this.toggle.checked = client.wanted;
   }
 
-  isAtEnd() {
-    return this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 60;
+  /** To the newest message, once for all that came since the last picture. */
+  scrollSoon() {
+    if (this.isScrolling) return;
+    this.isScrolling = true;
+    requestAnimationFrame(() => {
+      this.isScrolling = false;
+      this.list.scrollTop = this.list.scrollHeight;
+    });
   }
 }
 
@@ -629,17 +641,23 @@ function wireKills(witness) {
       const { child } = button.dataset;
       button.disabled = true;
       const at = performance.now();
+      const wasOnline = witness.clients.some((client) => client.state === 'online');
+      const wait = () => {
+        witness.killed = { child, at };
+        witness.news = `${child} killed; waiting for the next message`;
+      };
       try {
         const headers = { 'X-Aldis-Dev': '1' };
         const response = await fetch(`/dev/kill/${child}`, { method: 'POST', headers });
         if (response.ok) {
-          witness.killed = { child, at };
-          witness.news = `${child} killed; waiting for the next message`;
+          wait();
         } else {
           witness.news = `${child}: ${(await response.json()).message}`;
         }
       } catch {
-        witness.news = `${child}: the edge did not answer`;
+        // The edge may die of it before it answers.
+        if (child === 'edge' && wasOnline) wait();
+        else witness.news = `${child}: the edge did not answer`;
       }
       button.disabled = false;
     });

@@ -95,6 +95,10 @@ pub struct Router {
     /// By slot.
     connections: Vec<Option<Connection>>,
     requests: Requests,
+    /// The highest epoch that a sequencer has named.
+    epoch: u64,
+    /// The sequencer at the other end has been superseded.
+    refuses_sequencer: bool,
     counters: Counters,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
@@ -108,6 +112,8 @@ impl Router {
             requests: Requests::new(options.sequencer),
             options,
             connections: Vec::new(),
+            epoch: 0,
+            refuses_sequencer: false,
             counters: Counters::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
@@ -116,6 +122,11 @@ impl Router {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The link's session is to be ended: its sequencer's epoch has been superseded.
+    pub fn refuses_sequencer(&self) -> bool {
+        self.refuses_sequencer
     }
 
     /// New connections are to be refused with 503: the shard is going away.
@@ -206,7 +217,10 @@ impl Router {
     /// What the link has to say about the sequencer, or from it.
     pub fn link_event(&mut self, event: LinkEvent, around: &mut Surroundings) {
         match event {
-            LinkEvent::Began { peer, .. } if peer == self.options.sequencer => self.began(around),
+            LinkEvent::Began { peer, .. } if peer == self.options.sequencer => {
+                self.refuses_sequencer = false;
+                self.began(around);
+            }
             LinkEvent::Ended { peer } if peer == self.options.sequencer => {
                 let connections = &self.connections;
                 self.requests.end(|id| stands(connections, id));

@@ -14,10 +14,16 @@ use super::order::{check_name, is_member};
 use super::requests::Purpose;
 use super::sessions::Retired;
 use super::user::Task;
-use crate::limits::CHUNK_SIZE_MAX;
+use crate::limits::{CHUNK_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::link::message::{Address, Code, PushTarget, SessionNumber, ToEdge, ToStore};
 use crate::link::record::{ConversationName, Id, Message};
 use crate::link::{Outlet, PeerId};
+
+/// Conversations named in one `synced`: names of the greatest length fit a frame to a client.
+const HEADS_PER_FRAME_MAX: usize = 400;
+
+const _: () =
+    assert!(HEADS_PER_FRAME_MAX * (2 * CONVERSATION_NAME_SIZE_MAX + 32) < SERVER_FRAME_SIZE_MAX);
 
 /// Who asked for a `sync`.
 #[derive(Clone)]
@@ -284,7 +290,8 @@ impl Sequencer {
         self.say(peer, empty, out);
     }
 
-    /// A piece of the log came for a session's catching up.
+    /// A piece of the log came for a session's catching up. The caller knows it to be this
+    /// session's: streams of another connection of the device have the same numbers.
     pub(super) fn range_read(
         &mut self,
         user: &Id,
@@ -374,6 +381,11 @@ impl Sequencer {
         owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
 
+    fn delivered(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.delivered)
+    }
+
     fn read_range(
         &mut self,
         user: &Id,
@@ -382,18 +394,23 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let fanned = self.fanned(user, device, &convo);
+        let delivered = self.delivered(user, device, &convo);
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let Some(position) = session.positions.get(&convo) else {
-            return;
-        };
+        // An earlier request for the same conversation may have ended since: what was live for
+        // that while, or acknowledged and forgotten, catches up again.
+        let stream = session.stream;
+        let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
+        let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
+        position.catching = true;
         let (first, stream) = (position.pushed_upto + 1, position.stream);
         session.reading = Some((convo.clone(), fanned));
+        let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
         let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
         let (user, device) = (user.clone(), device.clone());
-        self.ask(ask, Purpose::Range { user, device, convo, stream }, out);
+        self.ask(ask, Purpose::Range { user, device, session, convo, stream }, out);
     }
 
     fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
@@ -419,7 +436,13 @@ impl Sequencer {
             return;
         };
         let (target, peer) = (session.target(), session.peer);
-        let heads = request.heads;
+        let mut heads = request.heads;
+        // A frame holds only so many names: the last one answers, the others come before it.
+        while heads.len() > HEADS_PER_FRAME_MAX {
+            let rest = heads.split_off(HEADS_PER_FRAME_MAX);
+            self.say(peer, ToEdge::Synced { target, to: 0, heads }, out);
+            heads = rest;
+        }
         match request.reply {
             Some(waiter) => {
                 let synced = ToEdge::Synced { target, to: waiter.number, heads };

@@ -22,6 +22,7 @@ pub mod options;
 pub mod positions;
 pub mod process;
 mod published;
+mod queries;
 pub mod reader;
 pub mod recovery;
 pub mod rows;
@@ -141,9 +142,9 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
     })
 }
 
-/// Opens the log on `device` under `index`: makes durable what is there, reads what the index lacks,
-/// and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is read before
-/// and after.
+/// Opens the log on `device` under `index`: makes durable what is there, reads what the index
+/// lacks, and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is
+/// read before and after.
 pub fn open_on<D, I, W>(
     mut device: D,
     index: I,

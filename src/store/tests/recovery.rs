@@ -99,6 +99,16 @@ fn bad_header_of_the_last_segment_refuses_to_start() {
 }
 
 #[test]
+fn bad_header_below_the_index_refuses_to_start_and_removes_nothing() {
+    let harness = filled(12, 30);
+    let (disk, index) = (harness.disk.clone(), harness.index.clone());
+    disk.corrupt(2, 20);
+    assert_eq!(refuse(&disk, &index), (2, 0, 8, 14));
+    disk.settle();
+    assert!(disk.content(2).is_some());
+}
+
+#[test]
 fn what_the_index_has_applied_may_not_be_missing() {
     let harness = filled(4, 3);
     let (disk, index) = (harness.disk.clone(), harness.index.clone());
