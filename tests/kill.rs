@@ -203,7 +203,7 @@ impl Device {
             let watermark = watermark(seen);
             if watermark > *acked {
                 *acked = watermark;
-                let kind = if watermark % 3 == 0 { "read" } else { "delivered" };
+                let kind = if watermark.is_multiple_of(3) { "read" } else { "delivered" };
                 client.say(json!({"t": "ack", "convo": convo, "seq": watermark, "kind": kind}));
             }
         }

@@ -79,6 +79,10 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
     let CommandLine { config, log: filter, command } = command_line;
     log::start(command.process(), filter.as_deref(), io::stderr().is_terminal())?;
     let file = ConfigurationFile::read(config.as_deref())?;
+    // Each ring's socket table is bounded by the soft limit; children inherit it.
+    if let Err(error) = crate::sys::raise_open_files_limit() {
+        tracing::warn!(%error, "the soft limit of open files stays as it is");
+    }
     match command {
         Command::Up(flags) => up::run(flags.over(file.up).into_options(config, filter)?),
         Command::Edge(flags) => edge::run(flags.over(file.edge).into_options()?),

@@ -12,7 +12,7 @@ use super::connections::Connections;
 pub type ConnectionId = Key;
 
 /// What becomes of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Becomes a WebSocket, when the request fulfils the conditions of RFC 6455; else it is refused
     /// by the shard. `subprotocol` is one that the request offers.
@@ -21,8 +21,8 @@ pub enum Decision {
     Respond(Vec<u8>),
 }
 
-/// A whole message of a client, in place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A whole message of a client, in place. Not `Debug`, so that none gets into a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
     Text(&'a str),
     Binary(&'a [u8]),
@@ -85,6 +85,12 @@ pub trait Application<R: Ring> {
     /// Everything that arrived in this turn was handed over; what is queued on connections leaves
     /// after this.
     fn turn_end(&mut self, _now: Now, _ring: &mut R, _connections: &mut Connections) {}
+
+    /// The shard takes no new connections and ends once all have left. Closes everything; an
+    /// application that has more to say does so, and closes in its own time.
+    fn stopping(&mut self, _now: Now, connections: &mut Connections) {
+        connections.close_all(1001, "going away");
+    }
 
     /// When the application wants a turn at the latest, in monotonic microseconds.
     fn next_deadline_us(&self) -> Option<u64> {

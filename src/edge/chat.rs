@@ -10,6 +10,7 @@ use super::site::{Answer, Site};
 use super::ticket::Tickets;
 use crate::clock::Now;
 use crate::framer::{Opcode, Request};
+use crate::link::PeerId;
 use crate::link::greeting::{Role, Secret};
 use crate::link::host::{LinkOptions, Links};
 use crate::ring::{Completion, Ring};
@@ -36,6 +37,7 @@ pub struct ChatOptions {
 pub struct Chat {
     router: Router,
     links: Links,
+    sequencer: PeerId,
     site: Site,
     /// Whose upgrade is being answered: `opened` follows at once, or never.
     arriving: Option<(ConnectionId, Admitted)>,
@@ -62,7 +64,15 @@ impl Chat {
             tickets: Tickets::new(&options.secret),
             seed: incarnation,
         });
-        Chat { router, links, site: options.site, arriving: None, linked: false, now_us: 0 }
+        Chat {
+            router,
+            links,
+            sequencer,
+            site: options.site,
+            arriving: None,
+            linked: false,
+            now_us: 0,
+        }
     }
 
     pub fn router(&self) -> &Router {
@@ -81,6 +91,16 @@ impl Chat {
     /// Tells every client when to come back, evenly over `spread_ms`.
     pub fn drain(&mut self, now: Now, spread_ms: u64, connections: &mut Connections) {
         self.with_router(now, connections, |router, around| router.drain(spread_ms, around));
+    }
+
+    fn take_events<R: Ring>(&mut self, now: Now, ring: &mut R, connections: &mut Connections) {
+        while let Some(event) = self.links.next_event() {
+            self.linked = true;
+            self.with_router(now, connections, |router, around| router.link_event(event, around));
+            if self.router.refuses_sequencer() {
+                self.links.end(self.sequencer, ring);
+            }
+        }
     }
 
     fn with_router(
@@ -145,10 +165,7 @@ impl<R: Ring> Application<R> for Chat {
         connections: &mut Connections,
     ) {
         self.links.complete(now, completion, ring);
-        while let Some(event) = self.links.next_event() {
-            self.linked = true;
-            self.with_router(now, connections, |router, around| router.link_event(event, around));
-        }
+        self.take_events(now, ring, connections);
     }
 
     fn turn_end(&mut self, now: Now, ring: &mut R, connections: &mut Connections) {
@@ -156,9 +173,11 @@ impl<R: Ring> Application<R> for Chat {
         self.with_router(now, connections, |router, around| router.tick(around));
         self.links.flush(now, ring);
         // A lease that ran out is noticed while flushing.
-        while let Some(event) = self.links.next_event() {
-            self.with_router(now, connections, |router, around| router.link_event(event, around));
-        }
+        self.take_events(now, ring, connections);
+    }
+
+    fn stopping(&mut self, _: Now, connections: &mut Connections) {
+        connections.close_all(1001, "drain");
     }
 
     fn next_deadline_us(&self) -> Option<u64> {

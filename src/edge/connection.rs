@@ -36,8 +36,8 @@ pub enum Phase {
 pub enum Listening {
     /// Frames go on: the peer's close frame ends the connection.
     Frames,
-    /// The stream makes no sense any more (a violation), but a close frame that arrives by itself is
-    /// recognised.
+    /// The stream makes no sense any more (a violation), but a close frame that arrives by itself
+    /// is recognised.
     CloseFrame,
     /// Nothing that arrives matters; the end of the stream does.
     EndOfStream,
@@ -46,7 +46,6 @@ pub enum Listening {
 }
 
 /// A slot of the shard's slab.
-#[derive(Debug)]
 pub struct Connection {
     pub framer: Framer,
     /// Exists while something is queued or under way.
@@ -66,7 +65,6 @@ pub struct Connection {
 }
 
 /// The part of a request that has arrived.
-#[derive(Debug)]
 pub struct ArrivingRequest {
     pub bytes: Vec<u8>,
     /// Head and body together, once the head is known.
@@ -95,9 +93,9 @@ pub struct Flags {
     pub is_reset: bool,
 }
 
-/// The outbound queue. Invariant: `queue[..taken]` has left, and the next `frame_left` bytes belong to
-/// a frame of which a part has left.
-#[derive(Debug, Default)]
+/// The outbound queue. Invariant: `queue[..taken]` has left, and the next `frame_left` bytes belong
+/// to a frame of which a part has left.
+#[derive(Default)]
 pub struct Outbound {
     /// An HTTP response, if any, then data frames and, at last, the close frame.
     queue: Vec<u8>,
@@ -132,8 +130,9 @@ impl Outbound {
         encode_frame(opcode, payload, &mut self.queue);
     }
 
-    /// Queues a ping or pong. Of unsent ones beyond [`CONTROL_QUEUE_SIZE_MAX`] only the last is kept
-    /// (RFC 6455 5.5.3 allows it for pongs), so that a peer that pings and never reads costs little.
+    /// Queues a ping or pong. Of unsent ones beyond [`CONTROL_QUEUE_SIZE_MAX`] only the last is
+    /// kept (RFC 6455 5.5.3 allows it for pongs), so that a peer that pings and never reads costs
+    /// little.
     pub fn push_control(&mut self, opcode: Opcode, payload: &[u8]) {
         if self.control.len() + payload.len() > CONTROL_QUEUE_SIZE_MAX {
             self.control.clear();

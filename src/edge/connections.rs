@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::framer::{Framer, Opcode};
 
 use super::application::{ConnectionId, End};
-use super::connection::{Connection, Due, Flags, Listening, Outbound, Phase};
+use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Phase};
 
 /// Sizes and times of one shard.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub struct ShardOptions {
     pub body_size_max: usize,
     /// Silence in milliseconds before a ping; twice of it ends the connection.
     pub heartbeat_ms: u64,
+    /// How long a stopping shard waits for its connections to leave, in milliseconds.
+    pub drain_ms: u64,
 }
 
 impl Default for ShardOptions {
@@ -31,6 +33,7 @@ impl Default for ShardOptions {
             queue_size_max: 4 * crate::limits::SERVER_FRAME_SIZE_MAX,
             body_size_max: 64 * 1024,
             heartbeat_ms: 30_000,
+            drain_ms: 2 * CLOSE_MS,
         }
     }
 }
@@ -160,6 +163,13 @@ impl Connections {
             self.ended.push((id, end));
             self.count_end(end);
             self.leave(id, true);
+        }
+    }
+
+    /// Closes every open connection, because the shard stops.
+    pub fn close_all(&mut self, code: u16, reason: &str) {
+        for id in self.ids() {
+            self.begin_close(id, Some(code), reason, End::Stopping, Listening::Frames);
         }
     }
 

@@ -1,8 +1,9 @@
 //! `aldis echo`: every message comes back. What conformance suites and load generators talk to.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
@@ -20,6 +21,8 @@ use super::shard::Shard;
 /// Bytes that may wait for a client that does not read: it is cut beyond.
 const QUEUE_SIZE_MAX: usize = 64 * 1024 * 1024;
 const LISTEN_BACKLOG: u32 = 4096;
+/// As many as the host lets a ring have.
+const SOCKETS_MAX: u32 = 1 << 20;
 
 const _: () = assert!(ECHO_MESSAGE_SIZE_MAX < QUEUE_SIZE_MAX);
 
@@ -67,7 +70,8 @@ pub fn run(address: SocketAddr, shards: usize) -> anyhow::Result<()> {
         .enumerate()
         .map(|(index, listener)| spawn(index, listener, Arc::clone(&stop)))
         .collect::<Result<Vec<_>, _>>()?;
-    println!("listening on {bound}");
+    // For whoever started it: port 0 asks the kernel to choose.
+    writeln!(std::io::stdout(), "listening on {bound}")?;
     for thread in threads {
         match thread.join() {
             Ok(outcome) => outcome?,
@@ -94,15 +98,23 @@ fn spawn(
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<thread::JoinHandle<anyhow::Result<()>>> {
     thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-        let outcome = run_shard(&listener, &stop);
-        // One shard without the others would answer only some of the clients.
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        outcome
+        let stop = StopAll(stop);
+        run_shard(&listener, &stop.0)
     })
 }
 
+/// Stops every shard when one ends, however it does: without it, the others would go on answering
+/// only some of the clients.
+struct StopAll(Arc<AtomicBool>);
+
+impl Drop for StopAll {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn run_shard(listener: &Listener, stop: &AtomicBool) -> anyhow::Result<()> {
-    let ring = KernelRing::new(RingOptions::default())?;
+    let ring = KernelRing::new(RingOptions { sockets: SOCKETS_MAX, ..RingOptions::default() })?;
     let options = ShardOptions {
         connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
         message_size_max: ECHO_MESSAGE_SIZE_MAX as u32,
@@ -114,3 +126,6 @@ fn run_shard(listener: &Listener, stop: &AtomicBool) -> anyhow::Result<()> {
     shard.run(stop);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ pub struct Metrics {
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
@@ -32,6 +32,7 @@ const COUNTERS: [(&str, &str); 20] = [
     ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
     ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
     ("aldis_slow_total", "Connections cut with 4003: no progress"),
+    ("aldis_stale_sequencers_total", "Sequencers refused because their epoch was superseded"),
     ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
 ];
 
@@ -58,7 +59,7 @@ impl Metrics {
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 20] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 21] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     [
@@ -81,6 +82,7 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 20] {
         sockets.violations,
         sockets.silent,
         sockets.slow + chat.cut_slow,
+        chat.stale_sequencers,
         chat.unknown_answers,
     ]
 }

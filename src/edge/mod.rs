@@ -1,5 +1,5 @@
-//! The edge: sockets, WebSocket sessions, heartbeats and outbound queues. It never knows the members
-//! of a conversation, never writes to disk and never blocks.
+//! The edge: sockets, WebSocket sessions, heartbeats and outbound queues. It never knows the
+//! members of a conversation, never writes to disk and never blocks.
 //!
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.

@@ -130,7 +130,8 @@ fn site(options: &EdgeOptions) -> anyhow::Result<Site> {
     })
 }
 
-/// Says `goaway` to every client, lets the answers under way arrive, and ends.
+/// Says `goaway` to every client, lets the answers under way arrive, and ends. Meanwhile newcomers
+/// are accepted and answered 503, which is better than silence.
 fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
     let now = Now::read();
     let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
@@ -142,6 +143,7 @@ fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
         shard.turn(&mut Now::read);
         metrics.publish(shard);
     }
-    shard.close_all(1001, "drain");
+    // Whoever is left, newcomers that were answered 503 included, has what is queued by now.
+    shard.begin_stop();
     shard.turn(&mut Now::read);
 }

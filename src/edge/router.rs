@@ -1,8 +1,9 @@
 //! One edge shard's logic between its chat connections and the sequencer. No sockets, no clock.
 //!
-//! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable` when
-//! a bound was reached. Nothing is said to a client before `welcome`. What the link cannot take now
-//! waits in order; what a lost link session took with it is asked again, in order, in the next one.
+//! Every operation of a client is answered once: by the sequencer's answer, or by `unavailable`
+//! when a bound was reached. Nothing is said to a client before `welcome`. What the link cannot
+//! take now waits in order; what a lost link session took with it is asked again, in order, in the
+//! next one.
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
@@ -94,6 +95,10 @@ pub struct Router {
     /// By slot.
     connections: Vec<Option<Connection>>,
     requests: Requests,
+    /// The highest epoch that a sequencer has named.
+    epoch: u64,
+    /// The sequencer at the other end has been superseded.
+    refuses_sequencer: bool,
     counters: Counters,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
@@ -107,6 +112,8 @@ impl Router {
             requests: Requests::new(options.sequencer),
             options,
             connections: Vec::new(),
+            epoch: 0,
+            refuses_sequencer: false,
             counters: Counters::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
@@ -115,6 +122,11 @@ impl Router {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The link's session is to be ended: its sequencer's epoch has been superseded.
+    pub fn refuses_sequencer(&self) -> bool {
+        self.refuses_sequencer
     }
 
     /// New connections are to be refused with 503: the shard is going away.
@@ -205,7 +217,10 @@ impl Router {
     /// What the link has to say about the sequencer, or from it.
     pub fn link_event(&mut self, event: LinkEvent, around: &mut Surroundings) {
         match event {
-            LinkEvent::Began { peer, .. } if peer == self.options.sequencer => self.began(around),
+            LinkEvent::Began { peer, .. } if peer == self.options.sequencer => {
+                self.refuses_sequencer = false;
+                self.began(around);
+            }
             LinkEvent::Ended { peer } if peer == self.options.sequencer => {
                 let connections = &self.connections;
                 self.requests.end(|id| stands(connections, id));

@@ -1,7 +1,7 @@
 //! One thread of the edge: a ring, its connections, and the application that they talk to.
 //!
-//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all that
-//! a turn's completions make somebody say leaves at its end, in one send per connection.
+//! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all
+//! that a turn's completions make somebody say leaves at its end, in one send per connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,8 +9,8 @@ use crate::clock::Now;
 use crate::framer::handshake::refusal_response;
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
 
-use super::application::{Application, ConnectionId, End};
-use super::connection::{CLOSE_MS, Listening, Phase};
+use super::application::{Application, ConnectionId};
+use super::connection::{Listening, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
 use super::receive;
 
@@ -18,6 +18,9 @@ use super::receive;
 const TURN_WAIT_MAX_US: u64 = 100_000;
 /// After an accept that failed (the socket table is full, the host is short of memory).
 const ACCEPT_RETRY_MS: u64 = 100;
+/// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile
+/// is read for as long before anybody is held to a deadline.
+const STALL_MS: u64 = 1_000;
 /// `Retry-After` of a refusal, in seconds.
 const RETRY_AFTER_S: &str = "2";
 
@@ -36,6 +39,7 @@ pub struct Shard<R: Ring, A: Application<R>> {
     /// Connections whose receive ended because no buffer was free.
     starved: Vec<ConnectionId>,
     accept_after_ms: u64,
+    expire_after_ms: u64,
     is_accepting: bool,
 }
 
@@ -51,6 +55,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             completions: Vec::new(),
             starved: Vec::new(),
             accept_after_ms: 0,
+            expire_after_ms: 0,
             is_accepting: true,
         }
     }
@@ -64,16 +69,16 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     /// One pass of the loop. `clock` is read before and after the wait.
     pub fn turn(&mut self, clock: &mut dyn FnMut() -> Now) {
-        self.connections.now = clock();
+        self.pass_time(clock());
         let wait_us = self.wait_us();
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.turn(wait_us, &mut completions);
-        self.connections.now = clock();
+        self.pass_time(clock());
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
-        self.connections.expire();
+        self.expire();
         self.tell();
         let now = self.connections.now;
         self.application.turn_end(now, &mut self.ring, &mut self.connections);
@@ -84,40 +89,30 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.rearm_listeners();
     }
 
-    /// Turns until `stop` is set, then closes everything with 1001 and waits for that, twice the
-    /// close timeout at most.
+    /// Turns until `stop` is set, lets the application say goodbye, and waits until everybody has
+    /// left, `drain_ms` at most.
     pub fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             self.turn(&mut Now::read);
         }
-        self.stop_accepting();
-        self.close_all(1001, "going away");
-        let end_ms = Now::read().monotonic_ms() + 2 * CLOSE_MS;
+        self.begin_stop();
+        let end_ms = Now::read().monotonic_ms() + self.connections.options.drain_ms;
         while self.connections.count() > 0 && Now::read().monotonic_ms() < end_ms {
             self.turn(&mut Now::read);
         }
     }
 
-    /// Takes no new connections.
-    pub fn stop_accepting(&mut self) {
-        self.is_accepting = false;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            if listener.is_armed {
-                self.ring.cancel(accept_token(index));
-            }
-        }
-    }
-
-    /// Closes what is open, and drops what has not come so far.
-    pub fn close_all(&mut self, code: u16, reason: &str) {
+    /// Takes no new connections, drops those without a request, and tells the application. The
+    /// turns that follow do the rest, until [`Shard::connection_count`] is 0.
+    pub fn begin_stop(&mut self) {
+        self.stop_accepting();
         for id in self.connections.ids() {
-            if self.connections.is_open(id) {
-                let (end, listening) = (End::Stopping, Listening::Frames);
-                self.connections.begin_close(id, Some(code), reason, end, listening);
-            } else if self.phase(id) == Some(Phase::Request) {
+            if self.phase(id) == Some(Phase::Request) {
                 self.connections.leave(id, false);
             }
         }
+        let now = self.connections.now;
+        self.application.stopping(now, &mut self.connections);
     }
 
     /// For what the application asks of the ring before the first turn.
@@ -136,6 +131,29 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Slots in use: open, becoming so, or closing.
     pub fn connection_count(&self) -> usize {
         self.connections.count()
+    }
+
+    fn stop_accepting(&mut self) {
+        self.is_accepting = false;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            if listener.is_armed {
+                self.ring.cancel(accept_token(index));
+            }
+        }
+    }
+
+    fn pass_time(&mut self, now: Now) {
+        let now_ms = now.monotonic_ms();
+        if now_ms - self.connections.now.monotonic_ms() > STALL_MS {
+            self.expire_after_ms = now_ms + STALL_MS;
+        }
+        self.connections.now = now;
+    }
+
+    fn expire(&mut self) {
+        if self.connections.now.monotonic_ms() >= self.expire_after_ms {
+            self.connections.expire();
+        }
     }
 
     fn wait_us(&self) -> u64 {

@@ -1,8 +1,8 @@
 //! Tickets: a client that was welcomed once reconnects with nothing else, on any edge.
 //!
 //! A ticket is base64url (RFC 4648 section 5, no padding) over: version (1), when it expires
-//! (u64, little endian, ms since 1970), the size of the user id (u8), the user id, the device id, and
-//! HMAC-SHA-256 over all of that under the link secret. It proves itself; no edge stores any.
+//! (u64, little endian, ms since 1970), the size of the user id (u8), the user id, the device id,
+//! and HMAC-SHA-256 over all of that under the link secret. It proves itself; no edge stores any.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

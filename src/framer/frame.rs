@@ -117,8 +117,8 @@ pub fn frame_size(frames: &[u8]) -> usize {
     }
 }
 
-/// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame holds,
-/// at a character's boundary.
+/// Appends a close frame. Without a code it is empty; a reason is cut to what a control frame
+/// holds, at a character's boundary.
 pub fn encode_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
     let Some(code) = code else {
         return encode_frame(Opcode::Close, &[], out);

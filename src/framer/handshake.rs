@@ -55,8 +55,7 @@ impl Refusal {
     }
 }
 
-/// A request head, borrowed from the receive buffer.
-#[derive(Debug)]
+/// A request head, borrowed from the receive buffer. Not `Debug`: fields and query carry tokens.
 pub struct Request<'a> {
     pub method: &'a str,
     /// The target before any `?`, as sent: percent-encoded.
@@ -203,7 +202,7 @@ impl<'a> Request<'a> {
 }
 
 /// An upgrade request that fulfils every condition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Upgrade<'a> {
     /// `Sec-WebSocket-Key`, checked.
     key: &'a [u8],

@@ -5,13 +5,15 @@
 //! it is handed out: an idle framer is 16 bytes. What is gathered never exceeds twice of what has
 //! arrived, whatever a header announced.
 
+use std::fmt;
+
 use super::Violation;
 use super::frame::{HEADER_SIZE_MAX, Header, Opcode, RESERVED_NONE, is_close_code};
 use super::mask::unmask;
 use super::utf8::Validator;
 
-/// What a peer has said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a peer has said. Not `Debug`, so that no message gets into a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
     Text(&'a str),
     Binary(&'a [u8]),
@@ -54,7 +56,7 @@ impl<'a> Input<'a> {
 }
 
 /// Per-connection state. Sans I/O: see the module.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Framer {
     partial: Option<Box<Partial>>,
     message_size_max: u32,
@@ -64,7 +66,7 @@ pub struct Framer {
 const _: () = assert!(size_of::<Framer>() <= 16);
 
 /// What has arrived and cannot be handed out yet.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Partial {
     /// A header that the end of a buffer cut.
     header: [u8; HEADER_SIZE_MAX],
@@ -81,7 +83,7 @@ struct Partial {
     lent: Option<Opcode>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Arriving {
     opcode: Opcode,
     is_final: bool,
@@ -214,6 +216,18 @@ impl Framer {
             return Err(Violation::TooBig);
         }
         Ok(())
+    }
+}
+
+/// Sizes only: what people write to each other does not get into logs.
+impl fmt::Debug for Framer {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter
+            .debug_struct("Framer")
+            .field("held_size", &self.held_size())
+            .field("message_size_max", &self.message_size_max)
+            .field("finished", &self.finished)
+            .finish()
     }
 }
 

@@ -1,5 +1,6 @@
-//! UTF-8 validation over pieces: a text message's bytes arrive in fragments and in halves of frames,
-//! and a sequence may be cut anywhere. Fails with the first byte that can begin no valid text.
+//! UTF-8 validation over pieces: a text message's bytes arrive in fragments and in halves of
+//! frames, and a sequence may be cut anywhere. Fails with the first byte that can begin no valid
+//! text.
 
 use simdutf8::compat;
 

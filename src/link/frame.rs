@@ -93,7 +93,7 @@ impl FrameReader {
     }
 
     /// The next whole frame, or `None` until more bytes come.
-    pub fn next(&mut self) -> Result<Option<(Header, Bytes)>, LinkViolation> {
+    pub fn take_frame(&mut self) -> Result<Option<(Header, Bytes)>, LinkViolation> {
         if self.received.len() < HEADER_SIZE {
             return Ok(None);
         }
@@ -134,12 +134,12 @@ mod tests {
         let mut reader = FrameReader::default();
         for byte in &bytes[..bytes.len() - 1] {
             reader.push(&[*byte]);
-            assert_eq!(reader.next(), Ok(None));
+            assert_eq!(reader.take_frame(), Ok(None));
         }
         reader.push(&bytes[bytes.len() - 1..]);
-        let (header, payload) = reader.next().expect("well formed").expect("whole");
+        let (header, payload) = reader.take_frame().expect("well formed").expect("whole");
         assert_eq!((header.number, header.acknowledged, &payload[..]), (7, 3, &b"entry"[..]));
-        assert_eq!(reader.next(), Ok(None));
+        assert_eq!(reader.take_frame(), Ok(None));
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
             bytes[index] ^= 1;
             let mut reader = FrameReader::default();
             reader.push(&bytes);
-            assert_eq!(reader.next(), Err(LinkViolation::Checksum));
+            assert_eq!(reader.take_frame(), Err(LinkViolation::Checksum));
         }
     }
 
@@ -159,6 +159,6 @@ mod tests {
         bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
         let mut reader = FrameReader::default();
         reader.push(&bytes);
-        assert_eq!(reader.next(), Err(LinkViolation::TooLarge(u32::MAX)));
+        assert_eq!(reader.take_frame(), Err(LinkViolation::TooLarge(u32::MAX)));
     }
 }

@@ -1,4 +1,5 @@
-//! How two processes meet: who they are, that both know the secret, and which session they continue.
+//! How two processes meet: who they are, that both know the secret, and which session they
+//! continue.
 //!
 //! Four frames: the initiator's hello, the responder's challenge, the initiator's proof, the
 //! responder's begin. Both hellos, with a fresh nonce each, enter both proofs: an old greeting

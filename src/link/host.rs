@@ -113,7 +113,8 @@ impl Links {
         self.peers[peer.0 as usize].session.is_some()
     }
 
-    /// Cuts the connection and ends the session: the peer broke the protocol, or fell too far behind.
+    /// Cuts the connection and ends the session: the peer broke the protocol, or fell too far
+    /// behind.
     pub fn end<R: Ring>(&mut self, peer: PeerId, ring: &mut R) {
         if let Some(slot) = self.peers[peer.0 as usize].connection {
             self.drop_connection(slot, ring);
@@ -238,7 +239,7 @@ impl Links {
             let Some(connection) = self.connections[slot as usize].as_mut() else {
                 return Ok(());
             };
-            let Some((header, payload)) = connection.reader.next()? else {
+            let Some((header, payload)) = connection.reader.take_frame()? else {
                 return Ok(());
             };
             match connection.peer() {

@@ -9,8 +9,8 @@ use super::record::{Body, ConversationName, Cursor, Id, Message};
 use super::wire::{wire_enum, wire_struct};
 
 wire_struct! {
-    /// A connection of one life of one edge shard. Checked on arrival: what was meant for an earlier
-    /// life, or an earlier connection in the same slot, reaches nobody.
+    /// A connection of one life of one edge shard. Checked on arrival: what was meant for an
+    /// earlier life, or an earlier connection in the same slot, reaches nobody.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub struct Address {
         /// The edge shard's incarnation, random at each start.
@@ -73,9 +73,21 @@ wire_enum! {
         1 = Open { address: Address, user: Id, device: Id, },
         /// Notice: the connection still stood when `Opened` came; the session is live now, and an
         /// older one of the same device is replaced. `manual`: nothing is pushed before a `sync`.
-        2 = Confirm { address: Address, session: SessionNumber, user: Id, device: Id, manual: bool, },
+        2 = Confirm {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            manual: bool,
+        },
         /// Notice: a session that stood before this link session began.
-        3 = Retell { address: Address, session: SessionNumber, user: Id, device: Id, manual: bool, },
+        3 = Retell {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            manual: bool,
+        },
         /// Notice: all sessions have been retold.
         4 = Retold,
         /// Notice: the connection is gone.
@@ -91,7 +103,8 @@ wire_enum! {
             seq: u64,
             watermark: Watermark,
         },
-        /// `convos: None`: everything behind the device's cursors. Answered by `Synced` or `Refused`.
+        /// `convos: None`: everything behind the device's cursors. Answered by `Synced` or
+        /// `Refused`.
         8 = Sync {
             address: Address,
             session: SessionNumber,
@@ -101,7 +114,24 @@ wire_enum! {
         },
         /// Notice: the last push with `wants_room` has left for the socket; more may come.
         9 = Room { address: Address, session: SessionNumber, user: Id, device: Id, stream: u64, },
-        /// Notice: a live push was not queued, the connection is behind. `stream` as the push had it.
+        /// `before: 0`: from the head. Answered by `Page` or `Refused`.
+        11 = History {
+            address: Address,
+            user: Id,
+            convo: ConversationName,
+            before: u64,
+            limit: u32,
+        },
+        /// Conversations of the user whose names follow `after` in byte order (`None`: from the
+        /// first). Answered by `Conversations`.
+        12 = Conversations {
+            address: Address,
+            user: Id,
+            after: Option<ConversationName>,
+            limit: u32,
+        },
+        /// Notice: a live push was not queued, the connection is behind. `stream` as the push had
+        /// it.
         10 = Dropped {
             address: Address,
             session: SessionNumber,
@@ -132,8 +162,8 @@ wire_enum! {
         4 = Done { to: u64, },
         /// A live message for connections of this shard.
         5 = Deliver { message: Message, targets: Vec<PushTarget>, },
-        /// A piece of a backlog, in order, for one connection. With `wants_room` the edge says `Room`
-        /// once it has been written to the socket.
+        /// A piece of a backlog, in order, for one connection. With `wants_room` the edge says
+        /// `Room` once it has been written to the socket.
         6 = Backlog {
             target: PushTarget,
             messages: Vec<Message>,
@@ -150,6 +180,12 @@ wire_enum! {
         },
         /// A newer session of the same device is confirmed open: `goaway` `replaced`, close 4001.
         9 = Replaced { target: PushTarget, },
+        /// The epoch that the store granted, before anything else is said in it. An edge that has
+        /// served a higher one refuses this sequencer: it was paused and has been superseded.
+        10 = Serving { epoch: u64, },
+        /// Oldest first; the first of them tells whether there are older ones.
+        11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, },
+        12 = Conversations { to: u64, rows: Vec<Overview>, },
     }
 }
 
@@ -182,12 +218,17 @@ wire_enum! {
         5 = LoadUser { user: Id, },
         /// Answered by `Found`.
         6 = Lookup { convo: ConversationName, user: Id, id: Id, },
-        /// Messages `first..=last` of a conversation, as many as fit `size_max` bytes but at least one
-        /// that exists. Answered by `Messages`, as of everything durable when the request came.
+        /// Messages `first..=last` of a conversation, as many as fit `size_max` bytes but at least
+        /// one that exists. Answered by `Messages`, as of everything durable when the request came.
         7 = Range { convo: ConversationName, first: u64, last: u64, size_max: u32, },
         /// Records from `first_lsn` on, at most about `size_max` bytes, at least one that exists.
         /// Answered by `Records`.
         8 = ReadLog { first_lsn: u64, size_max: u32, },
+        /// The newest `limit` messages below `before`, as many as fit `size_max` bytes but at least
+        /// one that exists. Answered by `Messages`, oldest first.
+        9 = History { convo: ConversationName, before: u64, limit: u32, size_max: u32, },
+        /// Answered by `Overviews`, one row per name, in the order asked.
+        10 = Overview { user: Id, convos: Vec<ConversationName>, },
     }
 }
 
@@ -219,7 +260,8 @@ wire_enum! {
             head: u64,
             /// [`fingerprint`](super::fingerprint) of every (user, id) ever accepted in it ...
             fingerprints: Vec<u64>,
-            /// ... unless there are too many: then a miss proves nothing and `Lookup` must be asked.
+            /// ... unless there are too many: then a miss proves nothing and `Lookup` must be
+            /// asked.
             complete: bool,
         },
         6 = User { to: u64, devices: Vec<Id>, cursors: Vec<Cursor>, },
@@ -228,6 +270,24 @@ wire_enum! {
         9 = Records { to: u64, records: Bytes, count: u32, },
         /// The store cannot do it now (disk full, read error): ask again.
         10 = Unavailable { to: u64, },
+        11 = Overviews { to: u64, rows: Vec<Overview>, },
+    }
+}
+
+wire_struct! {
+    /// One conversation as one of its members sees it in a list.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Overview {
+        pub convo: ConversationName,
+        pub head: u64,
+        /// The member's own watermarks.
+        pub delivered: u64,
+        pub read: u64,
+        /// Messages of others above `read`.
+        pub unread: u64,
+        /// The highest seqs that every other member has reached.
+        pub others_delivered: u64,
+        pub others_read: u64,
     }
 }
 

@@ -24,9 +24,9 @@ pub struct LinkFull;
 
 /// Where the logic of a process puts what it has to say. `Links` is the real one; tests record.
 pub trait Outlet {
-    /// Queues one entry for `peer`. Returns its number in the session (1, 2, 3, ...), which an answer
-    /// names in `to`. Entries arrive in the order they were submitted, each once, as long as the
-    /// session lasts; a session that ends takes what was not acknowledged with it.
+    /// Queues one entry for `peer`. Returns its number in the session (1, 2, 3, ...), which an
+    /// answer names in `to`. Entries arrive in the order they were submitted, each once, as long as
+    /// the session lasts; a session that ends takes what was not acknowledged with it.
     fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull>;
 
     /// The effect of the peer's entry `number` is durable, or it was refused: the peer may forget

@@ -1,9 +1,9 @@
 //! A link session: numbered entries both ways, acknowledged when answered, over any number of TCP
 //! connections between the same two incarnations.
 //!
-//! Invariants: an entry is handed on exactly once and in order; what is not acknowledged is kept and
-//! sent again on the next connection; `acknowledged <= received` on both sides. Pure state: the host
-//! (`host.rs`) moves the bytes.
+//! Invariants: an entry is handed on exactly once and in order; what is not acknowledged is kept
+//! and sent again on the next connection; `acknowledged <= received` on both sides. Pure state: the
+//! host (`host.rs`) moves the bytes.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -152,7 +152,7 @@ mod tests {
         let mut reader = FrameReader::default();
         reader.push(&out);
         let mut entries = Vec::new();
-        while let Some((header, payload)) = reader.next().expect("well formed") {
+        while let Some((header, payload)) = reader.take_frame().expect("well formed") {
             if to.receive(&header).expect("in order") {
                 entries.push(payload.to_vec());
             }

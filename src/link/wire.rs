@@ -1,9 +1,9 @@
 //! The byte layout of everything that crosses a link or enters the log: little endian, no padding.
 //!
-//! Integers are as wide as they say. A text is a `u16` length and UTF-8; bytes are a `u32` length and
-//! the bytes; a list is a `u32` count and the items; an option is one byte (0 or 1) and the value; an
-//! enum is one tag byte and its fields in order. [`wire_struct`] and [`wire_enum`] make the codec from
-//! the declaration, so that the declaration is the document.
+//! Integers are as wide as they say. A text is a `u16` length and UTF-8; bytes are a `u32` length
+//! and the bytes; a list is a `u32` count and the items; an option is one byte (0 or 1) and the
+//! value; an enum is one tag byte and its fields in order. [`wire_struct`] and [`wire_enum`] make
+//! the codec from the declaration, so that the declaration is the document.
 
 use std::rc::Rc;
 

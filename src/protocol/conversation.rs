@@ -1,9 +1,9 @@
 //! Names of conversations: which are well formed, and who is in a direct one.
 //!
-//! A direct conversation is named `dm:<a>:<b>`: the two ids in order of their raw bytes, and in each
-//! of them `:` and `%`, nothing else, percent-encoded with upper-case hex. Every pair of users thus
-//! has exactly one name, and any other spelling is refused. All other names are those of groups
-//! and channels, which are ids.
+//! A direct conversation is named `dm:<a>:<b>`: the two ids in order of their raw bytes, and in
+//! each of them `:` and `%`, nothing else, percent-encoded with upper-case hex. Every pair of users
+//! thus has exactly one name, and any other spelling is refused. All other names are those of
+//! groups and channels, which are ids.
 
 use crate::limits::ID_SIZE_MAX;
 use crate::link::record::ConversationName;
@@ -118,7 +118,8 @@ mod tests {
         // By bytes, not by alphabet: upper case comes first, and UTF-8 after all of ASCII.
         assert_eq!(&*direct("a", "Z"), "dm:Z:a");
         assert_eq!(&*direct("\u{e4}", "z"), "dm:z:\u{e4}");
-        // By the raw ids, not by their encoded form: `:` (3A) is above `/` (2F), `%3A` would not be.
+        // By the raw ids, not by their encoded form: `:` (3A) is above `/` (2F), `%3A` would not
+        // be.
         assert_eq!(&*direct("a:", "a/"), "dm:a/:a%3A");
         assert_eq!(parse("dm:a/:a%3A").map(|name| name.direct_member("a:")), Ok(Some(true)));
     }

@@ -1,10 +1,10 @@
 //! Subprotocol `aldis.v1.json`: one JSON object in each text frame.
 //!
-//! The decoder first splits the object into the raw text of its known fields, and then reads each of
-//! them alone. So a fault in one field (a lone surrogate, an integer beyond every type) leaves `ref`
-//! and `id` readable for the `error`, and unknown fields are skipped whatever they hold, at any depth,
-//! without recursion. Of a name that comes twice the last one counts, as in every browser.
-//! An integer is written without fraction and exponent: `1.0` and `1e3` are wrong types.
+//! The decoder first splits the object into the raw text of its known fields, and then reads each
+//! of them alone. So a fault in one field (a lone surrogate, an integer beyond every type) leaves
+//! `ref` and `id` readable for the `error`, and unknown fields are skipped whatever they hold, at
+//! any depth, without recursion. Of a name that comes twice the last one counts, as in every
+//! browser. An integer is written without fraction and exponent: `1.0` and `1e3` are wrong types.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! What clients ask and what they are told, whatever subprotocol carries it.
 //!
 //! An [`Operation`] is valid by construction: its ids are within bounds, its conversation names are
-//! canonical, its body fits. What only the sequencer can know (membership, heads) is not decided here.
+//! canonical, its body fits. What only the sequencer can know (membership, heads) is not decided
+//! here.
 
 use crate::link::message::{Code, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};

@@ -1,5 +1,6 @@
 //! Decided records on their way into the log: one batch under way, everything later gathers behind
-//! it (group commit: DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984).
+//! it (group commit: DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
+//! 1984).
 //!
 //! Invariant: `durable < flight < waiting` in log positions, without gap. What was assigned a
 //! position keeps it: the batch under way is repeated byte for byte until it is answered.
@@ -71,9 +72,14 @@ impl Appender {
 
     /// Adds a waiter to a record that is not durable yet. `false`: it is not here.
     pub fn wait_for(&mut self, lsn: u64, waiter: Waiter) -> bool {
-        let waiting = self.waiting.iter_mut().map(|(decided, _)| decided);
-        let found = self.flight.iter_mut().chain(waiting).find(|decided| decided.lsn == lsn);
-        found.map(|decided| decided.waiters.push(waiter)).is_some()
+        // Positions have no gap: where a record stands follows from where the first one stands.
+        let after_durable = lsn.checked_sub(self.durable + 1).map(|index| index as usize);
+        let Some(index) = after_durable else { return false };
+        let decided = match index.checked_sub(self.flight.len()) {
+            None => self.flight.get_mut(index),
+            Some(index) => self.waiting.get_mut(index).map(|(decided, _)| decided),
+        };
+        decided.map(|decided| decided.waiters.push(waiter)).is_some()
     }
 
     /// The next batch, if none is under way and there is something to write.

@@ -6,6 +6,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::appender::Waiter;
 use super::inbox::Raise;
+use super::listing::PageAsked;
 use super::order::Send;
 use super::stream::Asked;
 use crate::link::message::Accepted;
@@ -15,6 +16,7 @@ use crate::link::record::{ConversationName, Id};
 pub enum Task {
     Send(Waiter, Send),
     Raise(Id, Raise),
+    Page(PageAsked),
     Sync(Id, Asked, Vec<(ConversationName, u64)>),
 }
 
@@ -46,6 +48,12 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// The store knows all that is here.
+    pub fn is_idle(&self) -> bool {
+        let quiet = self.tasks.is_empty() && self.pending.is_empty();
+        self.loaded && quiet && !self.looking_up && self.looked_up.is_none()
+    }
+
     /// Whether the id may have been accepted durably before; only a look-up can tell.
     pub fn may_know(&self, fingerprint: u64) -> bool {
         !self.complete || self.fingerprints.contains(&fingerprint)

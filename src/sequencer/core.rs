@@ -1,4 +1,5 @@
-//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and users.
+//! The sequencer's logic: order, dedup, sessions, fan-out and cursors of all conversations and
+//! users.
 //!
 //! In memory, rebuilt from the store; what is not durable is visible to nobody. Events come in
 //! through [`Sequencer::handle`] and [`Sequencer::tick`]; what it says goes into an [`Outlet`].
@@ -10,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 
 use super::appender::{Appender, Decided, Waiter};
+use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
 use super::requests::{Purpose, Requests};
@@ -50,6 +52,8 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Conversations and users dropped from memory to stay within the budget.
+    pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
     pub malformed_total: u64,
     /// Clients that claimed a seq above their conversation's head.
@@ -81,6 +85,8 @@ pub struct Sequencer {
     lives: u64,
     pub(super) fanout: Fanout,
     pub(super) gathered: Gathered,
+    pub(super) budget: Budget,
+    pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
     /// Catchings-up of all sessions in this life.
     pub(super) streams_counter: u64,
@@ -88,6 +94,8 @@ pub struct Sequencer {
     pub(super) last_ts: u64,
     /// The store takes no batch now: new sends are refused until then.
     pub(super) refuse_until_us: u64,
+    /// When an epoch that the store could not grant is asked for again.
+    epoch_due_us: Option<u64>,
     outcome: Outcome,
     /// Peers that broke the protocol, for the host to cut.
     pub broken: Vec<PeerId>,
@@ -103,7 +111,7 @@ pub(super) struct Gathered {
 
 impl Sequencer {
     /// `incarnation`: random; names this life to the store. `store`: the peer that is the store.
-    pub fn new(incarnation: u64, store: PeerId) -> Sequencer {
+    pub fn new(incarnation: u64, store: PeerId, budget: Budget) -> Sequencer {
         Sequencer {
             store,
             incarnation,
@@ -116,11 +124,14 @@ impl Sequencer {
             lives: 0,
             fanout: Fanout::default(),
             gathered: Gathered::default(),
+            budget,
+            residents: Residents::default(),
             sessions_counter: 0,
             streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
             refuse_until_us: 0,
+            epoch_due_us: None,
             outcome: Outcome::Continue,
             broken: Vec::new(),
             counters: Counters::default(),
@@ -132,7 +143,10 @@ impl Sequencer {
         self.now = now;
         match event {
             LinkEvent::Began { peer, .. } if peer == self.store => self.store_began(out),
-            LinkEvent::Ended { peer } if peer == self.store => self.requests.close(),
+            LinkEvent::Ended { peer } if peer == self.store => {
+                self.epoch_due_us = None;
+                self.requests.close();
+            }
             LinkEvent::Entry { peer, number, entry } if peer == self.store => {
                 match FromStore::from_bytes(entry) {
                     Ok(answer) => self.store_said(answer, out),
@@ -140,7 +154,7 @@ impl Sequencer {
                 }
                 out.answered(peer, number);
             }
-            LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name),
+            LinkEvent::Began { peer, name, .. } => self.edge_began(peer, name, out),
             LinkEvent::Ended { peer } => self.edge_ended(peer),
             LinkEvent::Entry { peer, number, entry } => match ToSequencer::from_bytes(entry) {
                 Ok(said) => self.edge_said(peer, number, said, out),
@@ -152,9 +166,13 @@ impl Sequencer {
     /// Does what is due, and says what has gathered. Once a turn of the loop, after the events.
     pub fn tick(&mut self, now: Now, out: &mut dyn Outlet) -> Outcome {
         self.now = now;
+        if self.epoch_due_us.is_some_and(|due_us| now.monotonic_us >= due_us) {
+            self.ask_epoch(out);
+        }
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.flush_gathered();
+            self.keep_budget();
             self.cut_batch(out);
         }
         self.requests.flush(self.store, now.monotonic_us, out);
@@ -210,7 +228,8 @@ impl Sequencer {
     }
 
     /// A push or an answer. One that the link does not take ends the session with that edge (the
-    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it here.
+    /// host sees to it), and the edge tells its sessions again: nothing is lost by dropping it
+    /// here.
     pub(super) fn say(&mut self, peer: PeerId, say: ToEdge, out: &mut dyn Outlet) {
         let _ended_by_the_host = out.submit(peer, say.to_bytes());
     }
@@ -231,6 +250,11 @@ impl Sequencer {
 
     fn store_began(&mut self, out: &mut dyn Outlet) {
         self.requests.close();
+        self.ask_epoch(out);
+    }
+
+    fn ask_epoch(&mut self, out: &mut dyn Outlet) {
+        self.epoch_due_us = None;
         let incarnation = self.incarnation;
         let ask = match &self.appender {
             None => ToStore::Acquire { incarnation },
@@ -241,11 +265,7 @@ impl Sequencer {
 
     fn store_said(&mut self, answer: FromStore, out: &mut dyn Outlet) {
         if let FromStore::Unavailable { to } = answer {
-            let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
-            if self.requests.again(to, later_us) == Some(&Purpose::Append) {
-                self.refuse_until_us = later_us;
-            }
-            return;
+            return self.store_cannot(to);
         }
         let Some(purpose) = self.requests.take(answer.to()) else {
             return;
@@ -267,12 +287,33 @@ impl Sequencer {
             }
             (
                 FromStore::Messages { messages, .. },
-                Purpose::Range { user, device, convo, stream },
-            ) => self.range_read(&user, &device, &convo, stream, &messages, out),
+                Purpose::Range { user, device, session, convo, stream },
+            ) if self.session(&user, &device).is_some_and(|now| now.number == session) => {
+                self.range_read(&user, &device, &convo, stream, &messages, out);
+            }
+            // The device has another connection by now, which reads for itself.
+            (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
+            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
+                self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
+            }
+            (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
+                self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
+            }
             (FromStore::Records { records, count, .. }, Purpose::Log) => {
                 self.log_read(records, count, out);
             }
             _ => self.break_with(self.store),
+        }
+    }
+
+    /// The store has no room for a segment, or cannot read just now: the question is put again, and
+    /// while that question is a batch, new sends are refused.
+    fn store_cannot(&mut self, to: u64) {
+        let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
+        match self.requests.again(to, later_us) {
+            Some(Purpose::Append) => self.refuse_until_us = later_us,
+            Some(Purpose::Epoch) => self.epoch_due_us = Some(later_us),
+            _ => {}
         }
     }
 
@@ -287,8 +328,11 @@ impl Sequencer {
         self.fanout.recover(fanned_out, next_lsn - 1, edges, resume_us);
         self.requests.open();
         self.read_log(out);
-        let present: Vec<Id> = self.edges.values().map(|edge| edge.name.clone()).collect();
-        present.into_iter().for_each(|name| self.note_edge(name, true));
+        let present = self.edges.iter().map(|(peer, edge)| (*peer, edge.name.clone()));
+        for (peer, name) in present.collect::<Vec<_>>() {
+            self.say(peer, ToEdge::Serving { epoch }, out);
+            self.note_edge(name, true);
+        }
     }
 
     fn resumed(&mut self, next_lsn: u64) {
@@ -328,12 +372,14 @@ impl Sequencer {
         }
     }
 
-    fn edge_began(&mut self, peer: PeerId, name: Id) {
+    fn edge_began(&mut self, peer: PeerId, name: Id, out: &mut dyn Outlet) {
         self.lives += 1;
         self.fanout.untold(&name);
         let edge = Edge { name: name.clone(), life: self.lives, sessions: BTreeSet::new() };
         self.edges.insert(peer, edge);
-        if self.appender.is_some() {
+        if let Some(appender) = &self.appender {
+            let epoch = appender.epoch;
+            self.say(peer, ToEdge::Serving { epoch }, out);
             self.note_edge(name, true);
         }
     }
@@ -370,6 +416,12 @@ impl Sequencer {
                 let asked = super::stream::Asked { waiter, address, session, device };
                 self.sync(user, asked, convos, out);
             }
+            ToSequencer::History { user, convo, before, limit, .. } => {
+                self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);
+            }
+            ToSequencer::Conversations { user, after, limit, .. } => {
+                self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+            }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {
                     self.fanout.told(&edge.name);
@@ -388,7 +440,8 @@ impl FromStore {
         match self {
             Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
-            Messages { to, .. } | Records { to, .. } | Unavailable { to } => *to,
+            Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
+            Unavailable { to } => *to,
         }
     }
 }

@@ -186,6 +186,7 @@ impl Sequencer {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let devices = entry.targets();
         let mut pushes: BTreeMap<PeerId, Vec<PushTarget>> = BTreeMap::new();
+        let mut unsettled = 0;
         for device in devices {
             let entry = self.users.get_mut(user).expect("loaded by the caller");
             let owner = entry.devices.get_mut(&device).expect("one of the targets");
@@ -198,6 +199,7 @@ impl Sequencer {
             });
             if !settled && let Some(flight) = self.fanout.flight(lsn) {
                 flight.targets.push(Target { user: user.clone(), device: device.clone() });
+                unsettled += 1;
             }
             // A message from before this life may have been answered to nobody: it is pushed again.
             let heard = lsn > self.fanout.read_upto;
@@ -212,6 +214,9 @@ impl Sequencer {
                     self.catch_up_from(user, &device, message.convo.clone(), pushed_upto, out);
                 }
             }
+        }
+        if let Some(entry) = self.users.get_mut(user) {
+            entry.flights += unsettled;
         }
         if let Some(flight) = self.fanout.flight(lsn) {
             flight.users_due -= 1;
@@ -325,7 +330,12 @@ impl Sequencer {
             if flight.users_due > 0 || !flight.targets.iter().all(|t| self.is_settled(flight, t)) {
                 break;
             }
-            self.fanout.flights.pop_front();
+            let landed = self.fanout.flights.pop_front().expect("looked at it");
+            for target in landed.targets {
+                if let Some(user) = self.users.get_mut(&target.user) {
+                    user.flights -= 1;
+                }
+            }
         }
         let late = self.now.monotonic_us.saturating_sub(GRACE_US);
         let mut marks = Vec::new();

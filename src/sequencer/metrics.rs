@@ -15,6 +15,7 @@ pub struct Metrics {
     markers: Counter,
     acknowledgements: Counter,
     replaced: Counter,
+    evicted: Counter,
     malformed: Counter,
     above_head: Counter,
     unaccounted: Gauge,
@@ -56,6 +57,10 @@ impl Metrics {
                 "aldis_sessions_replaced_total",
                 "Sessions ended by a newer one of the same device",
             ),
+            evicted: counter(
+                "aldis_evicted_total",
+                "Conversations and users dropped from memory to stay within the budget",
+            ),
             malformed: counter(
                 "aldis_link_malformed_total",
                 "Entries that could not be decoded; must stay 0",
@@ -94,6 +99,7 @@ impl Metrics {
         self.markers.set(counters.markers_total);
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
+        self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);
         self.unaccounted.set(counters.unaccounted as _);

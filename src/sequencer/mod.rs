@@ -1,11 +1,14 @@
-//! The sequencer: order, dedup, membership, fan-out, sessions, receipts; in memory, rebuilt from the
-//! store. It never touches a client socket, and never answers `sent` before the store said durable.
+//! The sequencer: order, dedup, membership, fan-out, sessions, receipts; in memory, rebuilt from
+//! the store. It never touches a client socket, and never answers `sent` before the store said
+//! durable.
 
 pub mod appender;
+pub mod budget;
 mod conversation;
 pub mod core;
 mod fanout;
 mod inbox;
+mod listing;
 mod metrics;
 pub mod options;
 mod order;

@@ -51,6 +51,7 @@ impl Sequencer {
         let entry = self.conversations.entry(convo.clone()).or_default();
         entry.tasks.push_back(task);
         if !known {
+            self.residents.conversations.push_back(convo.clone());
             let ask = ToStore::LoadConversation { convo: convo.clone() };
             self.ask(ask, Purpose::Conversation(convo), out);
         } else {
@@ -71,6 +72,7 @@ impl Sequencer {
         entry.head = head;
         entry.durable_head = head;
         entry.fingerprints = fingerprints.into_iter().collect();
+        self.residents.fingerprints += entry.fingerprints.len();
         entry.complete = complete;
         self.run_conversation(&convo, out);
     }
@@ -99,8 +101,9 @@ impl Sequencer {
         if let Some(entry) = self.conversations.get_mut(&message.convo) {
             entry.durable_head = entry.durable_head.max(message.seq);
             entry.pending.remove(&(message.from.clone(), message.id.clone()));
-            if entry.complete {
-                entry.fingerprints.insert(fingerprint(&message.from, &message.id));
+            if entry.complete && entry.fingerprints.insert(fingerprint(&message.from, &message.id))
+            {
+                self.residents.fingerprints += 1;
             }
         }
         let Message { seq, mid, ts, .. } = *message;
@@ -119,6 +122,7 @@ impl Sequencer {
             match task {
                 Task::Send(waiter, send) => self.order(convo, waiter, send, looked_up, out),
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
+                Task::Page(page) => self.page_checked(page, out),
                 Task::Sync(user, asked, convos) => self.sync(user, asked, Some(convos), out),
             }
         }
@@ -204,7 +208,7 @@ impl Sequencer {
 
 fn resolve(user: &Id, target: &Target) -> Result<ConversationName, (Code, &'static str)> {
     match target {
-        Target::User { user: to } => Ok(direct(user, to).into()),
+        Target::User { user: to } => Ok(direct(user, to)),
         Target::Conversation { name } => check_name(name).map(|()| name.clone()),
     }
 }

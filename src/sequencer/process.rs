@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 
+use super::budget::Budget;
 use super::core::{Outcome, Sequencer};
 use super::metrics::Metrics;
 use super::options::SequencerOptions;
@@ -32,12 +33,13 @@ impl<R: Ring> Process<R> {
         secret: Secret,
         listener: Socket,
         store: std::net::SocketAddr,
+        budget: Budget,
     ) -> Process<R> {
         let options = LinkOptions { role: Role::Sequencer, name: name.into(), incarnation, secret };
         let mut links = Links::new(options);
         let store = links.dial(store);
         links.listen(listener, &mut ring);
-        let logic = Sequencer::new(incarnation, store);
+        let logic = Sequencer::new(incarnation, store, budget);
         Process { ring, links, logic, completions: Vec::new() }
     }
 
@@ -85,7 +87,15 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     let secret = Secret::new(&options.secret);
     let incarnation = crate::sys::random_u64();
     let socket = listener.socket();
-    let mut process = Process::new(ring, &options.name, incarnation, secret, socket, options.store);
+    let mut process = Process::new(
+        ring,
+        &options.name,
+        incarnation,
+        secret,
+        socket,
+        options.store,
+        Budget::default(),
+    );
     tracing::info!(listen = %options.listen, store = %options.store, "sequencer starts");
     health.set_failing("no epoch yet: the store has not answered");
     let mut served = false;

@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::link::message::ToStore;
+use super::appender::Waiter;
+use crate::link::message::{SessionNumber, ToStore};
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
@@ -23,9 +24,17 @@ pub enum Purpose {
     Range {
         user: Id,
         device: Id,
+        session: SessionNumber,
         convo: ConversationName,
         stream: u64,
     },
+    /// A page of a conversation, for whoever asked.
+    Page {
+        waiter: Waiter,
+        convo: ConversationName,
+    },
+    /// A list of conversations, for whoever asked.
+    Overview(Waiter),
     /// The log above the fan-out position.
     Log,
 }
@@ -60,12 +69,15 @@ impl Requests {
     }
 
     /// The store could not answer `number` now: the question is put again, first, but not before
-    /// `later_us`. Returns what it was for.
-    pub fn again(&mut self, number: u64, later_us: u64) -> Option<&Purpose> {
+    /// `later_us`; whoever asked for an epoch does so himself. Returns what it was for.
+    pub fn again(&mut self, number: u64, later_us: u64) -> Option<Purpose> {
         let question = self.asked.remove(&number)?;
-        self.held_until_us = later_us;
-        self.unasked.push_front(question);
-        self.unasked.front().map(|(_, purpose)| purpose)
+        let purpose = question.1.clone();
+        if purpose != Purpose::Epoch {
+            self.held_until_us = later_us;
+            self.unasked.push_front(question);
+        }
+        Some(purpose)
     }
 
     /// The session with the store is over: everything unanswered is to be asked again, first.

@@ -1,7 +1,8 @@
 //! The session registry: numbered sessions, one per device, the greater number wins.
 //!
 //! A session lives in its user's device. It is numbered before `welcome` and counts only once the
-//! edge confirmed that the connection still stood; an older one is told `replaced` then, not before.
+//! edge confirmed that the connection still stood; an older one is told `replaced` then, not
+//! before.
 
 use super::appender::Waiter;
 use super::core::Sequencer;
@@ -48,8 +49,9 @@ impl Sequencer {
             ToSequencer::Close { address, session, user, device } => {
                 self.with_user(user, Task::Close(retired(address, session, device)), out);
             }
-            ToSequencer::Room { address, session, user, device, .. } => {
-                self.with_user(user, Task::Room(retired(address, session, device)), out);
+            ToSequencer::Room { address, session, user, device, stream } => {
+                let task = Task::Room(retired(address, session, device), stream);
+                self.with_user(user, task, out);
             }
             ToSequencer::Dropped { address, session, user, device, convo, seq, stream } => {
                 let task = Task::Dropped(retired(address, session, device), convo, seq, stream);
@@ -64,6 +66,7 @@ impl Sequencer {
         let known = self.users.contains_key(&user);
         self.users.entry(user.clone()).or_default().tasks.push_back(task);
         if !known {
+            self.residents.users.push_back(user.clone());
             let ask = ToStore::LoadUser { user: user.clone() };
             self.ask(ask, Purpose::User(user), out);
         } else {
@@ -93,7 +96,8 @@ impl Sequencer {
                 Task::Close(retired) => self.close(user, &retired),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
-                Task::Room(retired) => self.room(user, &retired, out),
+                Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
+                Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
                 }

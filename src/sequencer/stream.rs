@@ -1,8 +1,9 @@
 //! Catching up: a session's backlog, read from the store in order, paced by the connection alone.
 //!
-//! Per (session, conversation) `pushed_upto` says what the connection was given. While a conversation
-//! catches up nothing live of it is pushed, since the catching up will reach it; it turns live once
-//! everything fanned out has been pushed. So live never overtakes backlog, and nothing is skipped.
+//! Per (session, conversation) `pushed_upto` says what the connection was given. While a
+//! conversation catches up nothing live of it is pushed, since the catching up will reach it; it
+//! turns live once everything fanned out has been pushed. So live never overtakes backlog, and
+//! nothing is skipped.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,10 +14,16 @@ use super::order::{check_name, is_member};
 use super::requests::Purpose;
 use super::sessions::Retired;
 use super::user::Task;
-use crate::limits::CHUNK_SIZE_MAX;
+use crate::limits::{CHUNK_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::link::message::{Address, Code, PushTarget, SessionNumber, ToEdge, ToStore};
 use crate::link::record::{ConversationName, Id, Message};
 use crate::link::{Outlet, PeerId};
+
+/// Conversations named in one `synced`: names of the greatest length fit a frame to a client.
+const HEADS_PER_FRAME_MAX: usize = 400;
+
+const _: () =
+    assert!(HEADS_PER_FRAME_MAX * (2 * CONVERSATION_NAME_SIZE_MAX + 32) < SERVER_FRAME_SIZE_MAX);
 
 /// Who asked for a `sync`.
 #[derive(Clone)]
@@ -32,7 +39,8 @@ pub struct Asked {
 struct Position {
     pushed_upto: u64,
     catching: bool,
-    /// The session's stream when it last began to catch up; a drop reported of an earlier one is void.
+    /// The session's stream when it last began to catch up; a drop reported of an earlier one is
+    /// void.
     stream: u64,
 }
 
@@ -42,6 +50,14 @@ struct Request {
     /// Conversations still to do, with what the client has of each.
     due: VecDeque<(ConversationName, u64)>,
     heads: Vec<(ConversationName, u64)>,
+}
+
+/// The question to the store that is under way for a session.
+struct Reading {
+    convo: ConversationName,
+    stream: u64,
+    /// What was fanned out when it was asked.
+    fanned: u64,
 }
 
 /// A live connection of a device.
@@ -54,10 +70,24 @@ pub struct Session {
     stream: u64,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
-    /// The conversation being read for the first request, and what was fanned out when it was asked.
-    reading: Option<(ConversationName, u64)>,
+    /// The conversation being read for the first request, and what was fanned out when it was
+    /// asked.
+    reading: Option<Reading>,
     /// A chunk is on its way to the socket.
     awaits_room: bool,
+    /// The connection fell behind: nothing live is pushed until its queue has drained.
+    lag: Option<Lag>,
+}
+
+/// What is to be caught up once the queue of a connection has drained.
+///
+/// The edge drops live pushes of any conversation while the queue is too long, and tells of each.
+/// A push sent after one such report may overtake others that are still on their way, so live
+/// pushes stop for the whole session, behind an empty chunk: when its `Room` is here, all are.
+struct Lag {
+    stream: u64,
+    /// What was pushed of each conversation before the first drop.
+    pushed_upto: BTreeMap<ConversationName, u64>,
 }
 
 /// What a live message means for a session.
@@ -91,6 +121,7 @@ impl Session {
             requests: VecDeque::new(),
             reading: None,
             awaits_room: false,
+            lag: None,
         }
     }
 
@@ -107,6 +138,10 @@ impl Session {
         let start = Position { pushed_upto: delivered, catching: false, stream };
         let position = self.positions.entry(convo.clone()).or_insert(start);
         if position.catching || seq <= position.pushed_upto {
+            return Live::Skip;
+        }
+        if let Some(lag) = &mut self.lag {
+            lag.pushed_upto.entry(convo.clone()).or_insert(position.pushed_upto);
             return Live::Skip;
         }
         if seq > position.pushed_upto + 1 {
@@ -225,11 +260,16 @@ impl Sequencer {
     }
 
     /// The chunk has left for the socket.
-    pub(super) fn room(&mut self, user: &Id, named: &Retired, out: &mut dyn Outlet) {
+    pub(super) fn room(&mut self, user: &Id, named: &Retired, stream: u64, out: &mut dyn Outlet) {
+        let later = self.next_stream();
         if self.has_session(user, named)
             && let Some(session) = self.session(user, &named.device)
         {
             session.awaits_room = false;
+            if let Some(lag) = session.lag.take_if(|lag| lag.stream <= stream) {
+                let due = lag.pushed_upto.into_iter().collect();
+                session.begin(Request { reply: None, due, heads: Vec::new() }, later);
+            }
             self.pump(user, &named.device, out);
         }
     }
@@ -247,18 +287,28 @@ impl Sequencer {
         if !self.has_session(user, named) {
             return;
         }
-        let Some(session) = self.session(user, &named.device) else {
-            return;
-        };
+        let Some(session) = self.session(user, &named.device) else { return };
         let position = session.positions.get(&convo);
         if position.is_some_and(|position| position.stream > stream) {
             return;
         }
-        let pushed_upto = position.map_or(seq, |position| position.pushed_upto);
-        self.catch_up_from(user, &named.device, convo, pushed_upto.min(seq - 1), out);
+        let pushed_upto =
+            position.map_or(seq, |position| position.pushed_upto).min(seq.saturating_sub(1));
+        if let Some(lag) = &mut session.lag {
+            let lowest = lag.pushed_upto.entry(convo).or_insert(pushed_upto);
+            *lowest = pushed_upto.min(*lowest);
+            return;
+        }
+        session.stream += 1;
+        let pushed_upto = BTreeMap::from([(convo, pushed_upto)]);
+        session.lag = Some(Lag { stream: session.stream, pushed_upto });
+        let (peer, target) = (session.peer, session.target());
+        let empty = ToEdge::Backlog { target, messages: Vec::new(), wants_room: true };
+        self.say(peer, empty, out);
     }
 
-    /// A piece of the log came for a session's catching up.
+    /// A piece of the log came for a session's catching up. It counts only if this session asked
+    /// for it: what an earlier one of the device asked tells nothing about where this one stands.
     pub(super) fn range_read(
         &mut self,
         user: &Id,
@@ -272,8 +322,10 @@ impl Sequencer {
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let reading = session.reading.take_if(|(reading, _)| reading == convo);
-        let Some((_, fanned)) = reading else { return };
+        let is_answer = |reading: &mut Reading| reading.convo == *convo && reading.stream == stream;
+        let Some(Reading { fanned, .. }) = session.reading.take_if(is_answer) else {
+            return;
+        };
         let (peer, target) = (session.peer, session.target());
         let Some(position) = session.positions.get_mut(convo) else {
             return;
@@ -354,6 +406,11 @@ impl Sequencer {
         owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
 
+    fn delivered(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.delivered)
+    }
+
     fn read_range(
         &mut self,
         user: &Id,
@@ -362,18 +419,23 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let fanned = self.fanned(user, device, &convo);
+        let delivered = self.delivered(user, device, &convo);
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let Some(position) = session.positions.get(&convo) else {
-            return;
-        };
+        // An earlier request for the same conversation may have ended since: what was live for
+        // that while, or acknowledged and forgotten, catches up again.
+        let stream = session.stream;
+        let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
+        let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
+        position.catching = true;
         let (first, stream) = (position.pushed_upto + 1, position.stream);
-        session.reading = Some((convo.clone(), fanned));
+        session.reading = Some(Reading { convo: convo.clone(), stream, fanned });
+        let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
         let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
         let (user, device) = (user.clone(), device.clone());
-        self.ask(ask, Purpose::Range { user, device, convo, stream }, out);
+        self.ask(ask, Purpose::Range { user, device, session, convo, stream }, out);
     }
 
     fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
@@ -400,7 +462,13 @@ impl Sequencer {
             return;
         };
         let (target, peer) = (session.target(), session.peer);
-        let heads = request.heads;
+        let mut heads = request.heads;
+        // A frame holds only so many names: the last one answers, the others come before it.
+        while heads.len() > HEADS_PER_FRAME_MAX {
+            let rest = heads.split_off(HEADS_PER_FRAME_MAX);
+            self.say(peer, ToEdge::Synced { target, to: 0, heads }, out);
+            heads = rest;
+        }
         match request.reply {
             Some(waiter) => {
                 let synced = ToEdge::Synced { target, to: waiter.number, heads };

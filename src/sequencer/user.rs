@@ -21,7 +21,12 @@ pub enum Task {
     Close(Retired),
     Raise(Raise),
     Sync(Asked, Option<Vec<(ConversationName, u64)>>),
-    Room(Retired),
+    List {
+        waiter: Waiter,
+        after: Option<ConversationName>,
+        limit: u32,
+    },
+    Room(Retired, u64),
     Dropped(Retired, ConversationName, u64, u64),
     /// A message to be fanned out, with its position.
     Fan(u64, Rc<Message>),
@@ -67,6 +72,13 @@ impl DeviceCursor {
         self.durable_delivered >= seq || marked
     }
 
+    /// The log says all that is here.
+    fn is_settled(&self) -> bool {
+        let decided = (self.delivered, self.read, self.marker);
+        let durable = (self.durable_delivered, self.durable_read, self.durable_marker);
+        decided == durable && self.removals == 0
+    }
+
     fn stored(cursor: &Cursor) -> DeviceCursor {
         DeviceCursor {
             delivered: cursor.delivered,
@@ -96,11 +108,23 @@ pub struct User {
     pub loaded: bool,
     pub tasks: VecDeque<Task>,
     pub devices: BTreeMap<Id, Device>,
+    /// Messages in flight to this user's devices.
+    pub flights: usize,
     /// What others were told of this user's watermarks in this life: (delivered, read).
     pub told: BTreeMap<ConversationName, (u64, u64)>,
 }
 
 impl User {
+    /// The store knows all that is here, and nobody is connected.
+    pub fn is_idle(&self) -> bool {
+        let idle = |(id, device): (&Id, &Device)| {
+            let known = device.known || id.is_empty();
+            known && device.session.is_none() && device.cursors.values().all(|c| c.is_settled())
+        };
+        let quiet = self.tasks.is_empty() && self.flights == 0;
+        self.loaded && quiet && self.devices.iter().all(idle)
+    }
+
     /// Takes what the store has.
     pub fn load(&mut self, devices: Vec<Id>, cursors: &[Cursor]) {
         self.loaded = true;

@@ -31,6 +31,7 @@ struct Shared {
     /// Bytes that files may take altogether.
     space: u64,
     fails_writes: bool,
+    fails_flush: bool,
     fault: Option<DeviceFault>,
     /// What became durable since it was last asked for, if somebody watches.
     watched: Option<Vec<DurableWrite>>,
@@ -86,6 +87,7 @@ impl SimDisk {
             events: VecDeque::new(),
             space: u64::MAX,
             fails_writes: false,
+            fails_flush: false,
             fault: None,
             watched: None,
         };
@@ -163,6 +165,11 @@ impl SimDisk {
         self.shared.borrow_mut().fails_writes = false;
     }
 
+    /// From now on the flush when a log is opened fails, or works again.
+    pub fn fail_flush(&self, fails: bool) {
+        self.shared.borrow_mut().fails_flush = fails;
+    }
+
     /// Flips a bit of what the disk holds.
     pub fn corrupt(&self, segment: u64, offset: u64) {
         if let Some(file) = self.shared.borrow_mut().files.get_mut(&segment) {
@@ -205,7 +212,7 @@ impl LogDevice for SimDisk {
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {
         let mut shared = self.shared.borrow_mut();
         let size = shared.files.get(&segment).map_or(0, |file| file.visible.len());
-        let aligned = offset % 4096 == 0 && data.len() % 4096 == 0;
+        let aligned = offset.is_multiple_of(4096) && data.len().is_multiple_of(4096);
         assert!(aligned && offset as usize + data.len() <= size, "a write outside its segment");
         shared.pending.push(Pending::Write { segment, offset, data });
     }
@@ -233,6 +240,11 @@ impl LogDevice for SimDisk {
 
     fn flush(&mut self, segments: &[u64]) -> Result<(), DeviceFault> {
         let mut shared = self.shared.borrow_mut();
+        if shared.fails_flush {
+            let (operation, segment, offset) = (Operation::Sync, 0, 0);
+            let source = io::Error::other("the simulated disk fails to flush");
+            return Err(DeviceFault { operation, segment, offset, source });
+        }
         for segment in segments {
             if let Some(file) = shared.files.get_mut(segment) {
                 file.dirty.clear();
@@ -390,8 +402,8 @@ impl SplitMix {
         (self.next() % count as u64) as usize
     }
 
-    /// For each of many alike: all, none, or (`None`) each on its own. Whole and not at all are rare
-    /// among random subsets, and the most telling.
+    /// For each of many alike: all, none, or (`None`) each on its own. Whole and not at all are
+    /// rare among random subsets, and the most telling.
     fn choice(&mut self) -> Option<bool> {
         match self.below(4) {
             0 => Some(false),

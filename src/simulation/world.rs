@@ -16,6 +16,7 @@ pub mod witness;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::clock::Now;
+use crate::sequencer::budget::Budget;
 use crate::simulation::disk::SimDisk;
 use crate::simulation::kernel::{SimNetwork, SimOptions};
 use crate::simulation::random::Random;
@@ -38,6 +39,8 @@ pub struct WorldOptions {
     pub network: SimOptions,
     /// Bytes of a log segment.
     pub segment_size: u64,
+    /// What a sequencer keeps in memory.
+    pub budget: Budget,
 }
 
 /// A process of the system.

@@ -247,13 +247,13 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 let append = Append { epoch, count: 1, records: record.to_bytes().into() };
                 return self.start(now, request, &append, Some(epoch));
             }
-            RequestKind::Resume { epoch } if *epoch == self.epoch => {
+            RequestKind::Resume { epoch } if self.is_current(*epoch) => {
                 FromStore::Resumed { to, next_lsn: self.log.next_lsn() }
             }
             RequestKind::Resume { .. } => self.fenced(to),
             RequestKind::Append { epoch, first_lsn, count, records } => {
                 let next_lsn = self.log.next_lsn();
-                if *epoch != self.epoch || *first_lsn > next_lsn {
+                if !self.is_current(*epoch) || *first_lsn > next_lsn {
                     self.fenced(to)
                 } else if *first_lsn == next_lsn {
                     let (epoch, count, records) = (*epoch, *count, records.clone());
@@ -298,6 +298,11 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
                 FromStore::Unavailable { to }
             }
         }
+    }
+
+    /// Whether its holder may append; 0 was never granted.
+    fn is_current(&self, epoch: u64) -> bool {
+        epoch == self.epoch && epoch != 0
     }
 
     fn fenced(&mut self, to: u64) -> FromStore {

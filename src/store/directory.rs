@@ -1,7 +1,7 @@
 //! The store's directory: made durably, locked, and what the segment files in it are called.
 //!
-//! A file or folder counts once the folder that holds its name is synced; that is done here for every
-//! name that the store or its index makes.
+//! A file or folder counts once the folder that holds its name is synced; that is done here for
+//! every name that the store or its index makes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

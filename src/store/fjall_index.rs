@@ -1,8 +1,8 @@
 //! The index's storage on disk: fjall, an LSM tree, with all rows in one keyspace of its own.
 //!
-//! One keyspace, the kind of row being the first byte of the key: so every batch is in one memtable,
-//! what survives a crash is a prefix of the batches, and no idle keyspace pins old journals. fjall
-//! syncs no folder in which it makes files, so a checkpoint does.
+//! One keyspace, the kind of row being the first byte of the key: so every batch is in one
+//! memtable, what survives a crash is a prefix of the batches, and no idle keyspace pins old
+//! journals. fjall syncs no folder in which it makes files, so a checkpoint does.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use super::index::{Change, Index, IndexFault, Keyspace};
 const CACHE_SIZE: u64 = 64 * 1024 * 1024;
 /// Bytes of new rows before they are written out as a table.
 const MEMTABLE_SIZE: u64 = 32 * 1024 * 1024;
-/// Bytes of journal that make it write out memtables.
-const JOURNAL_SIZE_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes of journal that make it write out memtables; opening reads all of them.
+const JOURNAL_SIZE_MAX: u64 = 128 * 1024 * 1024;
 /// Tables that it keeps open.
 const OPEN_FILES_MAX: usize = 256;
 /// Threads for flushes and compactions: a small box has two cores, and one is the log's.
@@ -36,8 +36,8 @@ pub struct FjallIndex {
 }
 
 impl FjallIndex {
-    /// Opens the index in `path`, or makes an empty one. One that is broken is thrown away, since the
-    /// log holds everything; but not for want of memory, files or rights.
+    /// Opens the index in `path`, or makes an empty one. One that is broken is thrown away, since
+    /// the log holds everything; but not for want of memory, files or rights.
     pub fn open(path: &Path) -> Result<FjallIndex, StoreFault> {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {

@@ -4,14 +4,16 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
-use super::StoreFault;
 use super::device::LogReader;
 use super::index::Index;
 use super::reader::{Done, IndexReader, IndexWorker, Task};
+use super::{Batch, StoreFault};
 use crate::sys::Waker;
 
 /// Tasks in each queue.
 const QUEUE_COUNT_MAX: usize = 4096;
+/// Bytes of records applied together, so that a read does not wait long behind them.
+const GATHER_SIZE_MAX: usize = 512 * 1024;
 
 /// The worker's two queues. Dropping them ends it after a last checkpoint.
 pub struct ThreadedIndex {
@@ -74,8 +76,15 @@ fn run<I: Index, R: LogReader>(
     done: &Sender<Result<Done, StoreFault>>,
     waker: &Waker,
 ) {
-    while let Some(task) = next(&mut reader, tasks) {
-        let result = task.and_then(|task| reader.run(task));
+    let mut following = None;
+    while let Some(task) = next(&mut reader, tasks, following.take()) {
+        let result = task.and_then(|task| match task {
+            Task::Apply(batch) => {
+                let batches = gather(batch, tasks, &mut following);
+                reader.apply_tasks(&batches)
+            }
+            other => reader.run(other),
+        });
         let failed = result.is_err();
         let sent = done.send(result).is_ok();
         waker.wake();
@@ -88,11 +97,36 @@ fn run<I: Index, R: LogReader>(
     }
 }
 
+/// The batches that wait right behind this one, to be applied together: an index that lags does so
+/// in fewer and larger steps. The first task that is something else is left in `following`.
+fn gather(first: Batch, tasks: &Receiver<Task>, following: &mut Option<Task>) -> Vec<Batch> {
+    let mut size = first.records.len();
+    let mut batches = vec![first];
+    while size < GATHER_SIZE_MAX {
+        match tasks.try_recv() {
+            Ok(Task::Apply(batch)) => {
+                size += batch.records.len();
+                batches.push(batch);
+            }
+            Ok(other) => {
+                *following = Some(other);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    batches
+}
+
 /// The next task. Before waiting for one, what was applied is handed to the kernel.
 fn next<I: Index, R: LogReader>(
     reader: &mut IndexReader<I, R>,
     tasks: &Receiver<Task>,
+    following: Option<Task>,
 ) -> Option<Result<Task, StoreFault>> {
+    if let Some(task) = following {
+        return Some(Ok(task));
+    }
     match tasks.try_recv() {
         Ok(task) => Some(Ok(task)),
         Err(TryRecvError::Disconnected) => None,

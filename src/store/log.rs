@@ -15,9 +15,16 @@ use super::positions::{Extent, Place, PositionMap, ReadError, records_offset};
 use super::recovery::Recovered;
 use super::{Batch, StoreFault};
 use crate::clock::Now;
+use crate::limits::LINK_ENTRY_SIZE_MAX;
 
 /// How often a segment that found no space is tried again.
 const SPACE_RETRY_US: u64 = 1_000_000;
+
+/// Bytes of the first segment of each life, unless all are smaller: it is made while appends wait.
+const FIRST_SEGMENT_SIZE: u64 = 16 * 1024 * 1024;
+
+// A batch that a link can carry fits every segment.
+const _: () = assert!(FIRST_SEGMENT_SIZE as usize > LINK_ENTRY_SIZE_MAX + 2 * BLOCK_SIZE);
 
 /// What a log is opened with.
 #[derive(Clone, Copy, Debug)]
@@ -46,18 +53,34 @@ pub struct Log<D: LogDevice> {
     positions: PositionMap,
     next_lsn: u64,
     previous_checksum: u32,
-    active: Option<Place>,
-    next_segment: Preparation,
+    active: Option<Active>,
+    next: Preparation,
     writing: Option<Writing>,
     /// Times that a segment found no space, since the start.
     no_space_count: u64,
 }
 
+/// The segment that commits go to.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    /// Where the next commit goes.
+    place: Place,
+    size: u64,
+}
+
+/// The segment after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Preparation {
-    Creating { segment: u64 },
-    Ready { segment: u64 },
-    NoSpace { segment: u64, retry_us: u64 },
+struct Preparation {
+    segment: u64,
+    size: u64,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Creating,
+    Ready,
+    NoSpace { retry_us: u64 },
 }
 
 struct Writing {
@@ -70,7 +93,7 @@ struct Writing {
 }
 
 impl<D: LogDevice> Log<D> {
-    /// Goes on after what was recovered. `device` has made that durable ([`LogDevice::flush`]).
+    /// Goes on after what was recovered. `device` had made that durable ([`LogDevice::flush`]).
     pub fn new(mut device: D, recovered: Recovered, options: LogOptions) -> Log<D> {
         let log_id = recovered.log_id.unwrap_or(options.new_log_id);
         let positions = recovered.positions.with_log_id(log_id);
@@ -78,7 +101,8 @@ impl<D: LogDevice> Log<D> {
             device.remove(segment);
         }
         let segment = recovered.segment_max + 1;
-        device.create(segment, options.segment_size);
+        let size = first_size(options);
+        device.create(segment, size);
         Log {
             reader: device.reader(),
             device,
@@ -87,7 +111,7 @@ impl<D: LogDevice> Log<D> {
             next_lsn: recovered.next_lsn,
             previous_checksum: recovered.previous_checksum,
             active: None,
-            next_segment: Preparation::Creating { segment },
+            next: Preparation { segment, size, progress: Progress::Creating },
             writing: None,
             no_space_count: 0,
         }
@@ -112,7 +136,7 @@ impl<D: LogDevice> Log<D> {
 
     /// Bytes of records that fit a commit.
     pub fn payload_size_max(&self) -> usize {
-        self.options.segment_size as usize - BLOCK_SIZE - COMMIT_HEADER_SIZE
+        first_size(self.options) as usize - BLOCK_SIZE - COMMIT_HEADER_SIZE
     }
 
     /// Starts writing, unless a commit is in flight or there is no segment for it yet: then false.
@@ -122,7 +146,7 @@ impl<D: LogDevice> Log<D> {
         if self.writing.is_some() || !self.make_room(size) {
             return false;
         }
-        let Some(place) = self.active else {
+        let Some(Active { place, .. }) = self.active else {
             return false;
         };
         let mut data = Vec::with_capacity(size as usize + BLOCK_SIZE);
@@ -151,13 +175,13 @@ impl<D: LogDevice> Log<D> {
         while let Some(event) = self.device.poll()? {
             match event {
                 DeviceEvent::Created { segment } => {
-                    if self.next_segment == (Preparation::Creating { segment }) {
-                        self.next_segment = Preparation::Ready { segment };
+                    if self.next.segment == segment {
+                        self.next.progress = Progress::Ready;
                     }
                 }
-                DeviceEvent::NoSpace { segment } => {
+                DeviceEvent::NoSpace { .. } => {
                     let retry_us = now.monotonic_us + SPACE_RETRY_US;
-                    self.next_segment = Preparation::NoSpace { segment, retry_us };
+                    self.next.progress = Progress::NoSpace { retry_us };
                     self.no_space_count += 1;
                 }
                 DeviceEvent::Written { segment, offset } => {
@@ -181,9 +205,9 @@ impl<D: LogDevice> Log<D> {
 
     /// When [`Log::poll`] has something to do without the device.
     pub fn deadline_us(&self) -> Option<u64> {
-        match self.next_segment {
-            Preparation::NoSpace { retry_us, .. } => Some(retry_us),
-            _ => None,
+        match self.next.progress {
+            Progress::NoSpace { retry_us } => Some(retry_us),
+            Progress::Creating | Progress::Ready => None,
         }
     }
 
@@ -194,36 +218,39 @@ impl<D: LogDevice> Log<D> {
         self.positions.note(writing.batch.first_lsn, writing.place);
         self.next_lsn = writing.batch.last_lsn() + 1;
         self.previous_checksum = writing.checksum;
-        let offset = writing.place.offset + writing.size;
-        self.active = Some(Place { segment, offset });
+        if let Some(active) = &mut self.active {
+            active.place.offset += writing.size;
+        }
         Some(writing.batch)
     }
 
     /// Rolls if the active segment is too full; false while there is no next one.
     fn make_room(&mut self, size: u64) -> bool {
-        let segment_size = self.options.segment_size;
-        if self.active.is_some_and(|place| place.offset + size <= segment_size) {
+        let fits = |active: Active| active.place.offset + size <= active.size;
+        if self.active.is_some_and(fits) {
             return true;
         }
-        let Preparation::Ready { segment } = self.next_segment else {
+        let Preparation { segment, size, progress: Progress::Ready } = self.next else {
             return false;
         };
-        self.active = Some(Place { segment, offset: BLOCK_SIZE as u64 });
-        self.prepare(segment + 1);
+        let offset = BLOCK_SIZE as u64;
+        self.active = Some(Active { place: Place { segment, offset }, size });
+        self.prepare(segment + 1, self.options.segment_size);
         true
     }
 
     fn retry_creation(&mut self, now: Now) {
-        if let Preparation::NoSpace { segment, retry_us } = self.next_segment
+        let Preparation { segment, size, progress } = self.next;
+        if let Progress::NoSpace { retry_us } = progress
             && now.monotonic_us >= retry_us
         {
-            self.prepare(segment);
+            self.prepare(segment, size);
         }
     }
 
-    fn prepare(&mut self, segment: u64) {
-        self.device.create(segment, self.options.segment_size);
-        self.next_segment = Preparation::Creating { segment };
+    fn prepare(&mut self, segment: u64, size: u64) {
+        self.device.create(segment, size);
+        self.next = Preparation { segment, size, progress: Progress::Creating };
     }
 
     fn segment_header(&self, number: u64) -> SegmentHeader {
@@ -250,4 +277,8 @@ impl<D: LogDevice> Log<D> {
             reserved: 0,
         }
     }
+}
+
+fn first_size(options: LogOptions) -> u64 {
+    options.segment_size.min(FIRST_SEGMENT_SIZE)
 }

@@ -1,9 +1,9 @@
 //! The byte layout of the log: segments of 4,096-byte blocks, one header block, then commits.
 //!
-//! A commit starts on a fresh block, is padded with zeros to the end of its last block, and is never
-//! rewritten. Everything is little endian (`link::wire`). What tells a commit that belongs at a place
-//! from an older one that a recycled file still holds, or from one that was torn by a power cut:
-//! checksum, log id, position, and the checksum of the commit before it.
+//! A commit starts on a fresh block, is padded with zeros to the end of its last block, and is
+//! never rewritten. Everything is little endian (`link::wire`). What tells a commit that belongs at
+//! a place from an older one that a recycled file still holds, or from one that was torn by a power
+//! cut: checksum, log id, position, and the checksum of the commit before it.
 
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
@@ -171,7 +171,8 @@ pub fn peek_commit(block: &[u8]) -> Result<CommitHeader, Invalid> {
     Ok(header)
 }
 
-/// A commit that says of itself that it is intact. Whether it belongs here is for the caller to see.
+/// A commit that says of itself that it is intact. Whether it belongs here is for the caller to
+/// see.
 pub fn decode_commit(bytes: &Bytes) -> Result<Commit, Invalid> {
     let header = peek_commit(bytes)?;
     let end = COMMIT_HEADER_SIZE + header.payload_size as usize;

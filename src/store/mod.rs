@@ -1,12 +1,13 @@
 //! The store: keeps the commit log, which is the truth, and the index derived from it.
 //!
 //! It never decides order and never knows a session. Records come in batches from a sequencer,
-//! become durable in the log (`log`, `recovery`, `log_format` over `device`), are then applied to the
-//! index (`rows` over `index`) by a worker (`reader`) that also answers every read, and `core` ties
-//! them to the messages of the link.
+//! become durable in the log (`log`, `recovery`, `log_format` over `device`), are then applied to
+//! the index (`rows` over `index`) by a worker (`reader`) that also answers every read, and `core`
+//! ties them to the messages of the link.
 //!
 //! The invariant that everything here serves: what was answered `Durable` is read back after any
-//! crash, at its position, byte for byte; or the store refuses to start and says where it is broken.
+//! crash, at its position, byte for byte; or the store refuses to start and says where it is
+//! broken.
 
 pub mod core;
 pub mod device;
@@ -21,6 +22,7 @@ pub mod options;
 pub mod positions;
 pub mod process;
 mod published;
+mod queries;
 pub mod reader;
 pub mod recovery;
 pub mod rows;
@@ -71,9 +73,9 @@ pub enum StoreFault {
     #[error(transparent)]
     Device(#[from] device::DeviceFault),
     #[error(
-        "the log is corrupt: segment {segment} at offset {offset} should hold the commit of position \
-         {expected_lsn}, and position {known_durable} is known to have been durable; restore the \
-         segment from a copy, nothing was changed"
+        "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
+         position {expected_lsn}, and position {known_durable} is known to have been durable; \
+         restore the segment from a copy, the log was not changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(
@@ -82,7 +84,8 @@ pub enum StoreFault {
     )]
     BeginningMissing { first_lsn: u64, applied_lsn: u64 },
     #[error(
-        "durable data is lost: peer {peer:?} has seen position {seen} durable, this log ends at {end}"
+        "durable data is lost: peer {peer:?} has seen position {seen} durable, this log ends at \
+         {end}"
     )]
     Lost { peer: String, seen: u64, end: u64 },
     #[error("the index failed: {0}")]
@@ -139,8 +142,9 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
     })
 }
 
-/// Opens the log on `device` under `index`: reads what the index lacks, makes it durable, and goes on
-/// in a new segment. `worker` puts the index where it will run. `clock_us` is read before and after.
+/// Opens the log on `device` under `index`: makes durable what is there, reads what the index
+/// lacks, and goes on in a new segment. `worker` puts the index where it will run. `clock_us` is
+/// read before and after.
 pub fn open_on<D, I, W>(
     mut device: D,
     index: I,
@@ -157,14 +161,16 @@ where
     check_segment_size(options.segment_size)?;
     let mut applier = IndexReader::open(index, device.reader())?;
     let segments = device.segments()?;
+    // Before anything is read, or the index could come to know what a power cut then takes back.
+    let numbers: Vec<_> = segments.iter().map(|segment| segment.number).collect();
+    device.flush(&numbers)?;
     let known = applier.known();
     let mut records_replayed = 0;
     let mut log_reader = device.reader();
     let recovered = recovery::recover(&mut log_reader, &segments, known, &mut |header, batch| {
         records_replayed += u64::from(batch.count);
-        applier.apply(header.log_id, &batch)
+        applier.apply(header.log_id, &[batch])
     })?;
-    device.flush(&recovered.read_segments)?;
     let epoch = recovered.epoch.max(applier.state().epoch);
     let positions = recovered.positions.clone();
     let log = Log::new(device, recovered, options);

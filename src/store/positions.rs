@@ -74,8 +74,8 @@ impl PositionMap {
         self.log_id
     }
 
-    /// The commit that begins with `lsn` is at `place`. Kept if it starts a segment or is far enough
-    /// from the last one kept. Called in the order of the log.
+    /// The commit that begins with `lsn` is at `place`. Kept if it starts a segment or is far
+    /// enough from the last one kept. Called in the order of the log.
     pub fn note(&mut self, lsn: u64, place: Place) {
         let near = self.last.is_some_and(|last| {
             last.segment == place.segment && place.offset < last.offset + NOTE_DISTANCE

@@ -11,21 +11,23 @@ use super::device::LogReader;
 use super::index::Index;
 use super::log_format::{BLOCK_SIZE, LogId, checksum_of};
 use super::positions::{Extent, Place, PositionMap, ReadError};
+use super::queries::Page;
 use super::recovery::Known;
 use super::rows::{self, Location, State};
 use super::{Batch, StoreFault};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
-use crate::link::record::{ConversationName, Message, Record};
+use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
+use crate::protocol::conversation::direct_members;
 
 /// Log bytes between two checkpoints of the index: bounds what opening has to read again.
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
 /// Log bytes that a killed process may have to apply again, at most, if it was never idle.
 const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
 /// Leaves room for an answer's own fields beside its records or messages.
-const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
+pub(super) const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
 
 /// Where an answer goes: entry `number` of the peer's session, if that still stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,20 @@ pub enum Done {
     Answer { reply: Reply, entry: Vec<u8>, outcome: Outcome },
 }
 
+impl Done {
+    /// An answer that no link could carry becomes `Unavailable`.
+    fn within_limit(self) -> Done {
+        match self {
+            Done::Answer { reply, entry, .. } if entry.len() > LINK_ENTRY_SIZE_MAX => {
+                tracing::error!(size = entry.len(), "an answer is too large for a link");
+                let (answer, outcome) = unavailable(reply.number);
+                Done::Answer { reply, entry: answer.to_bytes(), outcome }
+            }
+            other => other,
+        }
+    }
+}
+
 /// How an answer came out, for the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -78,7 +94,7 @@ pub trait IndexWorker {
 
 /// The worker's logic.
 pub struct IndexReader<I, R> {
-    index: I,
+    pub(super) index: I,
     log: R,
     positions: PositionMap,
     state: State,
@@ -114,19 +130,32 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         self.positions = positions;
     }
 
-    /// Applies a durable batch; checkpoints when it is time.
-    pub fn apply(&mut self, log_id: LogId, batch: &Batch) -> Result<(), StoreFault> {
+    /// Applies durable batches at once; checkpoints when it is time.
+    pub fn apply(&mut self, log_id: LogId, batches: &[Batch]) -> Result<(), StoreFault> {
         self.state.log_id = log_id;
-        let changes = rows::changes_of(batch, &mut self.state)?;
+        let changes = rows::changes_of(batches, &mut self.state)?;
         self.index.apply(changes)?;
-        self.unpersisted_size += batch.records.len() as u64;
-        self.unsettled_size += batch.records.len() as u64;
+        let size: u64 = batches.iter().map(|batch| batch.records.len() as u64).sum();
+        self.unpersisted_size += size;
+        self.unsettled_size += size;
         if self.unpersisted_size >= CHECKPOINT_SIZE {
             self.checkpoint()?;
         } else if self.unsettled_size >= SETTLE_SIZE {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// Applies batches that were tasks.
+    pub fn apply_tasks(&mut self, batches: &[Batch]) -> Result<Done, StoreFault> {
+        for batch in batches {
+            let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
+            let place = Place { segment: batch.segment, offset };
+            self.positions.note(batch.first_lsn, place);
+        }
+        self.apply(self.positions.log_id(), batches)?;
+        let bytes = batches.iter().map(|batch| batch.records.len()).sum();
+        Ok(Done::Applied { lsn: self.state.applied_lsn, bytes })
     }
 
     /// Hands what was applied to the kernel, so that it outlives this process.
@@ -149,16 +178,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// Does one task.
     pub fn run(&mut self, task: Task) -> Result<Done, StoreFault> {
         match task {
-            Task::Apply(batch) => {
-                let offset = batch.offset - batch.offset % BLOCK_SIZE as u64;
-                let place = Place { segment: batch.segment, offset };
-                self.positions.note(batch.first_lsn, place);
-                self.apply(self.positions.log_id(), &batch)?;
-                Ok(Done::Applied { lsn: batch.last_lsn(), bytes: batch.records.len() })
-            }
+            Task::Apply(batch) => self.apply_tasks(&[batch]),
             Task::Answer { reply, entry } => {
                 let (answer, outcome) = self.answer(reply.number, entry)?;
-                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome })
+                Ok(Done::Answer { reply, entry: answer.to_bytes(), outcome }.within_limit())
             }
             Task::Grant { reply, epoch, next_lsn } => {
                 let granted = self.grant(reply.number, epoch, next_lsn)?;
@@ -194,6 +217,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::ReadLog { first_lsn, size_max }) => {
                 return Ok(self.read_log(to, first_lsn, size_max));
+            }
+            Ok(ToStore::History { convo, before, limit, size_max }) => {
+                return self.history(to, &Page { convo, before, limit, size_max });
+            }
+            Ok(ToStore::Overview { user, convos }) => {
+                self.overviews(to, &user, &convos, other_members)?
             }
             Ok(_) | Err(_) => unavailable(to).0,
         };
@@ -263,7 +292,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         Ok((found, missing))
     }
 
-    fn message(
+    pub(super) fn message(
         &mut self,
         convo: &ConversationName,
         seq: u64,
@@ -293,12 +322,19 @@ struct Range {
     size_max: u32,
 }
 
-fn unavailable(to: u64) -> (FromStore, Outcome) {
+/// Everyone in a direct conversation but `user`.
+fn other_members(convo: &str, user: &str) -> Vec<Id> {
+    let members = direct_members(convo).map(|(first, second)| [first, second]);
+    let others = members.into_iter().flatten().filter(|member| member != user);
+    others.map(Id::from).collect()
+}
+
+pub(super) fn unavailable(to: u64) -> (FromStore, Outcome) {
     let outcome = Outcome { unaccounted: 0, unavailable: true };
     (FromStore::Unavailable { to }, outcome)
 }
 
-fn report(error: &ReadError) {
+pub(super) fn report(error: &ReadError) {
     tracing::error!(%error, "a read of the log failed; the asker is told to ask again");
 }
 

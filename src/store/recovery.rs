@@ -1,9 +1,10 @@
 //! Opening a log: finds where it ends, and refuses when durable commits before that end are broken.
 //!
 //! Reading starts in the segment of the first position that the index lacks, so its time does not
-//! depend on the size of the log. The first commit that is missing or broken is the end, unless a
-//! position at or above it is known to have been durable: by the header of a later segment or
-//! commit, or because the index has applied it. Then the log is corrupt.
+//! depend on the size of the log. What is there has been made durable before. The first commit that
+//! is missing or broken is the end, unless a position at or above it is known to have been durable:
+//! by the header of a later segment or commit, or because the index has applied it. Then the log is
+//! corrupt.
 
 use std::io;
 
@@ -42,8 +43,6 @@ pub struct Recovered {
     /// The highest number that a segment file has; new ones are numbered above it.
     pub segment_max: u64,
     pub positions: PositionMap,
-    /// Segments that were read and must be made durable before anything depends on them.
-    pub read_segments: Vec<u64>,
     /// Segments without a header of this log: prepared and never used.
     pub unused_segments: Vec<u64>,
 }
@@ -57,6 +56,7 @@ pub fn recover<R: LogReader>(
 ) -> Result<Recovered, StoreFault> {
     let survey = survey(reader, segments, known)?;
     let mut scan = Scan::new(reader, &survey, known, replay);
+    scan.refuse_broken_headers(&survey)?;
     if let Some(start) = survey.start(known)? {
         scan.run(&survey, start)?;
     } else {
@@ -146,7 +146,6 @@ impl<'a, R: LogReader> Scan<'a, R> {
             epoch: 0,
             segment_max: 0,
             positions,
-            read_segments: Vec::new(),
             unused_segments: Vec::new(),
         };
         Scan { reader, known, replay, recovered }
@@ -163,7 +162,6 @@ impl<'a, R: LogReader> Scan<'a, R> {
                 let place = Place { segment: segment.number, offset: 0 };
                 return Err(self.corrupt(place, header.first_lsn));
             }
-            self.recovered.read_segments.push(segment.number);
             let end = self.scan_segment(segment, successor)?;
             match successor {
                 Some(first_lsn) if first_lsn != self.recovered.next_lsn => {
@@ -245,11 +243,11 @@ impl<'a, R: LogReader> Scan<'a, R> {
         let mut worst = self.known.applied_lsn;
         let mut place = end.map_or(Place { segment: 1, offset: 0 }, |(_, place)| place);
         if let Some((segment, end)) = end {
-            worst = worst.max(self.search(survey, segment, end.offset + BLOCK_SIZE as u64)?);
+            worst = worst.max(self.durable_by(survey, segment, end.offset + BLOCK_SIZE as u64)?);
         }
         for &segment in &survey.unused {
             // What an unused segment shows can only have been durable with its header intact.
-            let found = self.search(survey, segment, BLOCK_SIZE as u64)?;
+            let found = self.durable_by(survey, segment, BLOCK_SIZE as u64)?;
             if found > worst {
                 worst = found;
                 place = Place { segment: segment.number, offset: 0 };
@@ -258,14 +256,54 @@ impl<'a, R: LogReader> Scan<'a, R> {
         if worst >= self.recovered.next_lsn { Err(self.corrupt(place, worst)) } else { Ok(()) }
     }
 
+    /// A segment whose header is broken must not pass for one that was never used, or it would be
+    /// removed: what it holds below the next segment's first position was durable.
+    fn refuse_broken_headers(&mut self, survey: &Survey) -> Result<(), StoreFault> {
+        for &segment in &survey.unused {
+            let mut later = survey.used.iter();
+            let Some((_, successor)) = later.find(|(used, _)| used.number > segment.number) else {
+                continue;
+            };
+            let mut lost = None;
+            self.search(survey, segment, BLOCK_SIZE as u64, &mut |header| {
+                if header.last_lsn() < successor.first_lsn {
+                    lost.get_or_insert(header.first_lsn);
+                }
+            })?;
+            if let Some(expected_lsn) = lost {
+                return Err(StoreFault::Corrupt {
+                    segment: segment.number,
+                    offset: 0,
+                    expected_lsn,
+                    known_durable: successor.first_lsn - 1,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The highest position that an intact commit of this log from `offset` on knew to be durable.
-    fn search(
+    fn durable_by(
         &mut self,
         survey: &Survey,
         segment: SegmentInfo,
         offset: u64,
     ) -> Result<u64, StoreFault> {
         let mut highest = 0;
+        self.search(survey, segment, offset, &mut |header| {
+            highest = highest.max(header.known_durable);
+        })?;
+        Ok(highest)
+    }
+
+    /// Visits the intact commits of this log that begin at any block from `offset` on.
+    fn search(
+        &mut self,
+        survey: &Survey,
+        segment: SegmentInfo,
+        offset: u64,
+        visit: &mut dyn FnMut(&CommitHeader),
+    ) -> Result<(), StoreFault> {
         let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
         while place.offset + BLOCK_SIZE as u64 <= segment.size {
@@ -273,35 +311,37 @@ impl<'a, R: LogReader> Scan<'a, R> {
             let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
             for block in (0..size).step_by(BLOCK_SIZE) {
-                let at = Place { offset: place.offset + block as u64, ..place };
-                let found =
-                    self.durable_by(survey, at, segment.size, &window[block..][..BLOCK_SIZE])?;
-                highest = highest.max(found);
+                let offset = place.offset + block as u64;
+                let at = Place { offset, ..place };
+                let bytes = &window[block..][..BLOCK_SIZE];
+                if let Some(header) = self.intact_commit(survey, at, segment.size, bytes)? {
+                    visit(&header);
+                }
             }
             place.offset += size as u64;
         }
-        Ok(highest)
+        Ok(())
     }
 
-    /// What the commit that begins with this block, if one does, knew to be durable.
-    fn durable_by(
+    /// The commit of this log that begins with this block, if one does.
+    fn intact_commit(
         &mut self,
         survey: &Survey,
         place: Place,
         end: u64,
         block: &[u8],
-    ) -> Result<u64, StoreFault> {
+    ) -> Result<Option<CommitHeader>, StoreFault> {
         let Ok(header) = peek_commit(block) else {
-            return Ok(0);
+            return Ok(None);
         };
         let size = padded_size(header.payload_size as usize);
         let ours = survey.log_id.is_none_or(|id| id == header.log_id);
         if !ours || place.offset + size as u64 > end {
-            return Ok(0);
+            return Ok(None);
         }
         let mut bytes = vec![0; size];
         read(self.reader, place, &mut bytes)?;
-        Ok(decode_commit(&Bytes::from(bytes)).map_or(0, |commit| commit.header.known_durable))
+        Ok(decode_commit(&Bytes::from(bytes)).ok().map(|commit| commit.header))
     }
 
     fn corrupt(&self, place: Place, known_durable: u64) -> StoreFault {

@@ -1,8 +1,8 @@
 //! The pure mapping from records to rows, and from rows to answers.
 //!
-//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the same
-//! rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts with
-//! their size before them, so that a prefix never matches half a name.
+//! Applying a record twice, or a stretch of the log again from an earlier position, ends in the
+//! same rows: every row is put whole, and what must not fall is a maximum. Keys are built of texts
+//! with their size before them, so that a prefix never matches half a name.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +45,8 @@ wire_struct! {
         pub size: u32,
         /// CRC-32C of the record's bytes: a range read does not see the commit's.
         pub checksum: u32,
+        /// [`sender_hash`] of who sent it: what is unread is counted without a read of the log.
+        pub sender: u64,
     }
 }
 
@@ -66,24 +68,13 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that a batch makes, its new state among them.
-pub fn changes_of(batch: &Batch, state: &mut State) -> Result<Vec<Change>, StoreFault> {
+/// The changes that durable batches make, its new state among them: all of them or none are
+/// applied.
+pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
-    let mut reader = Reader::new(batch.records.clone());
-    for index in 0..u64::from(batch.count) {
-        let start = batch.records.len() - reader.remaining();
-        let record = Record::read(&mut reader)
-            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
-        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
-        let location = Location {
-            segment: batch.segment,
-            offset: batch.offset + start as u64,
-            size: bytes.len() as u32,
-            checksum: checksum_of(&bytes),
-        };
-        note_record(&record, location, state, &mut rows);
+    for batch in batches {
+        note_batch(batch, state, &mut rows)?;
     }
-    state.applied_lsn = batch.last_lsn();
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
     let change = |((keyspace, key), value)| Change { keyspace, key, value };
     Ok(rows.into_iter().map(change).collect())
@@ -132,24 +123,17 @@ pub fn accepted(
 /// The devices of a user and all their cursors.
 pub fn user(index: &impl Index, user: &str) -> Result<(Vec<Id>, Vec<Cursor>), IndexFault> {
     let prefix = key(&[user]);
-    let mut devices = Vec::new();
-    let mut broken = None;
-    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
-        match texts(&row[prefix.len()..]).as_deref() {
-            Some([device]) => devices.push(Id::from(*device)),
-            _ => broken = Some(Keyspace::Devices),
-        }
-        broken.is_none()
-    })?;
+    let devices = devices(index, user)?;
     let mut cursors = Vec::new();
+    let mut broken = false;
     index.scan(Keyspace::Cursors, &prefix, &prefix, &mut |row, value| {
         match cursor(user, &row[prefix.len()..], value) {
             Some(cursor) => cursors.push(cursor),
-            None => broken = Some(Keyspace::Cursors),
+            None => broken = true,
         }
-        broken.is_none()
+        !broken
     })?;
-    broken.map_or(Ok((devices, cursors)), |keyspace| Err(IndexFault::Row(keyspace)))
+    if broken { Err(IndexFault::Row(Keyspace::Cursors)) } else { Ok((devices, cursors)) }
 }
 
 /// The edge shards that are present.
@@ -187,7 +171,67 @@ pub fn locations(
     if broken { Err(IndexFault::Row(Keyspace::Messages)) } else { Ok(()) }
 }
 
+/// Stands for a message's sender in its row.
+pub fn sender_hash(user: &str) -> u64 {
+    fingerprint(user, "")
+}
+
+/// Where one device of a user stands in one conversation, if it ever was anywhere.
+pub fn cursor_of(
+    index: &impl Index,
+    user: &str,
+    device: &str,
+    convo: &str,
+) -> Result<Option<CursorRow>, IndexFault> {
+    match index.get(Keyspace::Cursors, &key(&[user, device, convo]))? {
+        Some(value) => decode(Keyspace::Cursors, &value).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The devices of a user.
+pub fn devices(index: &impl Index, user: &str) -> Result<Vec<Id>, IndexFault> {
+    let prefix = key(&[user]);
+    let mut devices = Vec::new();
+    let mut broken = false;
+    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
+        match texts(&row[prefix.len()..]).as_deref() {
+            Some([device]) => devices.push(Id::from(*device)),
+            _ => broken = true,
+        }
+        !broken
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Devices)) } else { Ok(devices) }
+}
+
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
+
+fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
+    let mut reader = Reader::new(batch.records.clone());
+    for index in 0..u64::from(batch.count) {
+        let start = batch.records.len() - reader.remaining();
+        let record = Record::read(&mut reader)
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+        let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
+        let location = Location {
+            segment: batch.segment,
+            offset: batch.offset + start as u64,
+            size: bytes.len() as u32,
+            checksum: checksum_of(&bytes),
+            sender: sender_of(&record),
+        };
+        note_record(&record, location, state, rows);
+    }
+    state.applied_lsn = batch.last_lsn();
+    Ok(())
+}
+
+fn sender_of(record: &Record) -> u64 {
+    match record {
+        Record::Message { message } => sender_hash(&message.from),
+        _ => 0,
+    }
+}
 
 fn note_record(record: &Record, location: Location, state: &mut State, rows: &mut NewRows) {
     match record {

@@ -16,7 +16,14 @@ impl Router {
             self.counters.malformed_entries += 1;
             return;
         };
+        if let ToEdge::Serving { epoch } = message {
+            return self.serving(epoch);
+        }
+        if self.refuses_sequencer {
+            return;
+        }
         match message {
+            ToEdge::Serving { .. } => unreachable!("taken above"),
             ToEdge::Opened { to, session } => self.session_opened(to, session, around),
             ToEdge::Sent { to, .. } => {
                 self.answer(to, around, |router, request, around| {
@@ -30,6 +37,9 @@ impl Router {
                     router.counters.refused += 1;
                     router.refuse(request, (code.into(), &message, retry_ms), around);
                 });
+            }
+            ToEdge::Page { to, .. } | ToEdge::Conversations { to, .. } => {
+                self.answer(to, around, |_, _, _| {});
             }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
@@ -47,6 +57,16 @@ impl Router {
                 }
             }
         }
+    }
+
+    /// A sequencer names its epoch. A lower one than was served before is that of a sequencer which
+    /// was paused, and superseded meanwhile: nothing that it says is heard any more.
+    fn serving(&mut self, epoch: u64) {
+        if epoch < self.epoch {
+            self.refuses_sequencer = true;
+            self.counters.stale_sequencers += 1;
+        }
+        self.epoch = self.epoch.max(epoch);
     }
 
     /// Takes the request off the table, lets `say` answer it, and then the pings behind it.

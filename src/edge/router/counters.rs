@@ -35,6 +35,8 @@ pub struct Counters {
     pub unknown_answers: u64,
     /// Entries of the link that could not be decoded. Must read 0.
     pub malformed_entries: u64,
+    /// Sequencers refused because a higher epoch had been served.
+    pub stale_sequencers: u64,
     /// Link sessions begun with the sequencer.
     pub link_sessions: u64,
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-use super::super::application::{Decision, Message};
-use super::super::connection::{HANDSHAKE_MS, PROGRESS_MS};
+use super::super::application::{Decision, End, Message};
+use super::super::connection::{CLOSE_MS, HANDSHAKE_MS, PROGRESS_MS};
 use super::super::connections::{SPARE_COUNT, SendError};
 use super::*;
 use crate::framer::handshake::response;
@@ -15,6 +15,7 @@ use crate::ring::BufferId;
 mod closing;
 mod opening;
 mod sending;
+mod simulated;
 
 /// Completes every send at once, unless told to hold them.
 #[derive(Default)]
@@ -173,7 +174,7 @@ impl Stage {
             message_size_max: 100_000,
             queue_size_max: 300_000,
             body_size_max: 100,
-            heartbeat_ms: 30_000,
+            ..ShardOptions::default()
         })
     }
 

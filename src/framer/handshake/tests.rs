@@ -1,5 +1,7 @@
 //! The conditions of the upgrade, one by one, and the answers.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const GOOD: &str = "GET /chat?x=1&y=2 HTTP/1.1\r\n\
@@ -89,14 +91,17 @@ fn each_condition_is_enforced() {
     assert_eq!(status_with("Host: ", "Host: a\r\nHost: "), 400);
 }
 
+fn refused(bytes: &[u8]) -> Option<u16> {
+    Request::parse(bytes).err().map(|refusal| refusal.status)
+}
+
 #[test]
 fn what_is_too_large_is_refused() {
     let endless = format!("GET /{} ", "a".repeat(REQUEST_HEAD_SIZE_MAX));
-    let refusal = Request::parse(endless.as_bytes()).expect_err("too large");
-    assert_eq!(refusal.status, 431);
+    assert_eq!(refused(endless.as_bytes()), Some(431));
     let fields = "a: b\r\n".repeat(REQUEST_HEADER_COUNT_MAX + 1);
     let many = format!("GET / HTTP/1.1\r\n{fields}\r\n");
-    assert_eq!(Request::parse(many.as_bytes()).expect_err("too many").status, 431);
+    assert_eq!(refused(many.as_bytes()), Some(431));
     assert!(Request::parse(&[0x16, 3, 1, 2, 0]).is_err(), "a TLS hello");
 }
 
@@ -115,7 +120,10 @@ fn bodies_are_measured_by_their_length_alone() {
 
 #[test]
 fn a_refusal_says_what_to_do() {
-    let refusal = parse("GET / HTTP/1.1\r\nHost: a\r\n\r\n").upgrade().expect_err("plain");
+    let plain = parse("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let Err(refusal) = plain.upgrade() else {
+        panic!("it asks for no upgrade");
+    };
     let text = String::from_utf8(refusal.response()).expect("ASCII");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 426 Upgrade Required\r\n"));
@@ -129,4 +137,27 @@ fn a_refusal_says_what_to_do() {
         assert!(head.lines().any(|line| line == field), "{field} in {head}");
     }
     assert_eq!(body, r#"{"code":"upgrade_required","message":"this address speaks WebSocket"}"#);
+}
+
+proptest! {
+    #[test]
+    fn damaged_requests_never_panic_and_are_whole_only_with_their_end(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = GOOD.as_bytes().to_vec();
+        for (index, byte) in damage {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        if let Ok(Some((request, size))) = Request::parse(&bytes) {
+            prop_assert!(bytes[..size].ends_with(b"\n"));
+            prop_assert!(Request::parse(&bytes[..size - 1]).is_ok_and(|whole| whole.is_none()));
+            let mut out = Vec::new();
+            if let Ok(upgrade) = request.upgrade() {
+                upgrade.write_response(None, &mut out);
+                prop_assert!(out.ends_with(b"\r\n\r\n"));
+            }
+            let _ = request.body_size();
+        }
+    }
 }

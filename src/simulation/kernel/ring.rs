@@ -252,7 +252,10 @@ impl SimRing {
 
     fn take_connections(&self, world: &mut State, index: usize) {
         while let Some(listener) = &mut world.listeners[index] {
-            let (Some(token), Some(end)) = (listener.accept, listener.pending.pop_front()) else {
+            let Some(token) = listener.accept else {
+                break;
+            };
+            let Some(end) = listener.pending.pop_front() else {
                 break;
             };
             let slot = add_direct(&mut world.rings[self.id.0], end);

@@ -83,7 +83,9 @@ impl World {
         let id = ring.id();
         let listener = ring.listen(address(SEQUENCER_PORT));
         let (secret, store) = (Secret::new(SECRET), address(STORE_PORT));
-        let process = Sequencer::new(ring, "sequencer", incarnation, secret, listener, store);
+        let budget = self.options.budget;
+        let process =
+            Sequencer::new(ring, "sequencer", incarnation, secret, listener, store, budget);
         let mut life = Life::new(process, id);
         life.had_rival = !self.sequencers.is_empty();
         self.sequencers.iter_mut().for_each(|old| old.had_rival = true);

@@ -1,6 +1,8 @@
 //! The real disk, the real index and their threads, against the same expectations as the twins.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -66,9 +68,13 @@ impl Real {
     }
 
     fn acquire(&mut self) -> (u64, u64) {
-        match self.get(&ToStore::Acquire { incarnation: 9 }) {
-            FromStore::Granted { epoch, next_lsn, .. } => (epoch, next_lsn),
-            other => panic!("not granted: {other:?}"),
+        loop {
+            match self.get(&ToStore::Acquire { incarnation: 9 }) {
+                FromStore::Granted { epoch, next_lsn, .. } => return (epoch, next_lsn),
+                // A busy machine takes long to make the first segment.
+                FromStore::Unavailable { .. } => {}
+                other => panic!("not granted: {other:?}"),
+            }
         }
     }
 
@@ -159,6 +165,73 @@ fn a_missing_index_folder_does_not_hide_a_second_store() {
     assert!(!crate::sys::try_lock(&lock).expect("asked"));
     drop(real);
     assert!(crate::sys::try_lock(&lock).expect("asked"));
+}
+
+/// Set for the child of `what_a_killed_process_was_told_is_durable`: the folder to write in.
+const CHILD_FOLDER: &str = "ALDIS_TEST_STORE_FOLDER";
+
+/// Not a test of its own: writes until it is killed, saying what is durable.
+#[test]
+fn child_that_is_killed() {
+    let Some(folder) = std::env::var_os(CHILD_FOLDER) else {
+        return;
+    };
+    let mut real = Real::open(Path::new(&folder)).expect("the folder opens");
+    let (epoch, mut next_lsn) = real.acquire();
+    let mut seq = messages_of(&mut real).len() as u64;
+    loop {
+        let count = 1 + seq % 5;
+        let records: Vec<_> =
+            (1..=count).map(|index| message_record("g", seq + index, 5_000)).collect();
+        let number = real.ask(&append(epoch, next_lsn, &records));
+        assert!(matches!(real.wait(number), FromStore::Durable { .. }));
+        (seq, next_lsn) = (seq + count, next_lsn + count);
+        println!("\ndurable {seq}");
+    }
+}
+
+fn messages_of(real: &mut Real) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    loop {
+        let first = seqs.len() as u64 + 1;
+        let last = u64::MAX;
+        let range = ToStore::Range { convo: "g".into(), first, last, size_max: 1 << 20 };
+        match real.get(&range) {
+            FromStore::Messages { messages, .. } if messages.is_empty() => return seqs,
+            FromStore::Messages { messages, .. } => {
+                for found in messages {
+                    assert_eq!(found, message("g", seqs.len() as u64 + 1, 5_000));
+                    seqs.push(found.seq);
+                }
+            }
+            other => panic!("no messages: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_process_was_told_is_durable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for round in 0..4 {
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "--nocapture", "store::tests::disk::child_that_is_killed"])
+            .env(CHILD_FOLDER, folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the child starts");
+        let output = child.stdout.take().expect("piped");
+        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+        let durable = |line: String| line.strip_prefix("durable ")?.parse::<u64>().ok();
+        let first = lines.by_ref().find_map(durable).expect("it says what is durable");
+        std::thread::sleep(Duration::from_millis(20 + 60 * round));
+        child.kill().expect("killed");
+        // The successor does not wait for the end of the child: its locks are what it waits for.
+        let mut real = Real::open(folder.path()).expect("it opens");
+        let last = lines.filter_map(durable).last().unwrap_or(first);
+        child.wait().expect("gone");
+        let count = messages_of(&mut real).len() as u64;
+        assert!(count >= last, "{last} were durable, {count} are there");
+    }
 }
 
 fn change() -> impl Strategy<Value = Change> {

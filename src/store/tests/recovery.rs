@@ -53,6 +53,23 @@ fn torn_commit_is_cut() {
 }
 
 #[test]
+fn the_index_learns_nothing_that_a_power_cut_takes_back() {
+    for seed in 0..60 {
+        let mut harness = filled(seed, 2);
+        harness.ask(&append(1, 4, &[message_record("g", 3, 6_000)]));
+        let (disk, index) = (harness.disk.clone(), harness.index.clone());
+        drop(harness);
+        disk.kill();
+        disk.fail_flush(true);
+        assert!(open(&disk, &index, 2).is_err());
+        disk.fail_flush(false);
+        disk.cut_power();
+        index.crash(usize::MAX);
+        assert!(open(&disk, &index, 3).is_ok());
+    }
+}
+
+#[test]
 fn bad_sector_in_the_middle_refuses_to_start() {
     let harness = filled(1, 4);
     let (disk, index) = (harness.disk.clone(), MemoryIndex::default());
@@ -79,6 +96,16 @@ fn bad_header_of_the_last_segment_refuses_to_start() {
     disk.corrupt(2, 20);
     let (segment, offset, expected_lsn, _) = refuse(&disk, &index);
     assert_eq!((segment, offset, expected_lsn), (2, 0, 8));
+}
+
+#[test]
+fn bad_header_below_the_index_refuses_to_start_and_removes_nothing() {
+    let harness = filled(12, 30);
+    let (disk, index) = (harness.disk.clone(), harness.index.clone());
+    disk.corrupt(2, 20);
+    assert_eq!(refuse(&disk, &index), (2, 0, 8, 14));
+    disk.settle();
+    assert!(disk.content(2).is_some());
 }
 
 #[test]
@@ -124,6 +151,22 @@ fn recycled_segment_is_told_apart() {
             Harness::on(again, MemoryIndex::default(), 2).expect("old content is no harm");
         assert_eq!(opened.read_all().len(), 3, "{header:?}");
     }
+}
+
+#[test]
+fn a_commit_that_was_cut_stays_cut() {
+    let late = filled(11, 3).disk.content(1).expect("the first segment");
+    let harness = filled(11, 2);
+    let mut harness = harness.restart(usize::MAX, 2).expect("it opens");
+    let (epoch, next_lsn) = harness.acquire();
+    harness.get(&append(epoch, next_lsn, &[message_record("g", 3, 77)]));
+    let before = harness.read_all();
+    // Position 4 of the first life appears where it would have been, intact.
+    let place = 4 * BLOCK_SIZE;
+    harness.disk.place(1, place as u64, &late[place..place + BLOCK_SIZE]);
+    let disk = harness.disk.clone();
+    let mut harness = Harness::on(disk, MemoryIndex::default(), 3).expect("it opens");
+    assert_eq!(harness.read_all(), before);
 }
 
 fn copy(from: &SimDisk, to: &SimDisk) {

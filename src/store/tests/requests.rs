@@ -1,15 +1,23 @@
 //! What is answered to whom, and when.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+
 use super::harness::*;
+use crate::clock::Now;
 use crate::link::fingerprint;
 use crate::link::message::{Accepted, FromStore, ToStore};
 use crate::link::record::{Cursor, Record};
 use crate::link::wire::Wire;
 use crate::link::{LinkEvent, PeerId};
 use crate::simulation::disk::SimDisk;
-use crate::store::core::SPACE_WAIT_US;
+use crate::store::core::{INDEX_BACKLOG_SIZE_MAX, SPACE_WAIT_US};
 use crate::store::index::MemoryIndex;
-use crate::store::{Problem, StoreFault};
+use crate::store::log::LogOptions;
+use crate::store::reader::{Done, IndexWorker, Task};
+use crate::store::{Problem, StoreFault, open_on};
 
 fn durable(answer: FromStore) -> u64 {
     match answer {
@@ -66,6 +74,8 @@ fn lower_epoch_is_fenced() {
     let answer = harness.get(&ToStore::Resume { epoch: new, incarnation: 1 });
     assert!(matches!(answer, FromStore::Resumed { next_lsn: at, .. } if at == next_lsn));
     assert_eq!(durable(harness.get(&append(new, next_lsn, &records))), next_lsn + 1);
+    let answer = harness.get(&append(new + 1, next_lsn + 1, &records));
+    assert!(matches!(answer, FromStore::Fenced { .. }), "an epoch that nobody was granted");
     let answer = harness.get(&append(new, next_lsn + 5, &records));
     assert!(matches!(answer, FromStore::Fenced { .. }), "a position beyond the end");
 }
@@ -162,7 +172,15 @@ fn reads_answer_what_was_written() {
         harness.get(&lookup("id-9")),
         FromStore::Found { to: harness.number, message: None }
     );
+    assert_eq!(harness.store.metrics().unaccounted, 0);
+}
 
+#[test]
+fn a_range_is_cut_to_what_exists_and_fits() {
+    let mut harness = Harness::new(7);
+    let (epoch, first) = harness.acquire();
+    let records: Vec<_> = (1..=5).map(|seq| message_record("g", seq, 100)).collect();
+    harness.get(&append(epoch, first, &records));
     let range = |first, last, size_max| ToStore::Range { convo: "g".into(), first, last, size_max };
     for (request, seqs) in [
         (range(1, 5, 100_000), 1..=5),
@@ -170,12 +188,14 @@ fn reads_answer_what_was_written() {
         (range(2, 3, 100_000), 2..=3),
         (range(2, 5, 0), 2..=2),
         (range(2, 5, 350), 2..=3),
-        (range(6, 9, 500), 6..=5),
+        (range(6, 9, 500), RangeInclusive::new(6, 5)),
     ] {
         let messages = seqs.map(|seq| message("g", seq, 100)).collect();
         let answer = harness.get(&request);
         assert_eq!(answer, FromStore::Messages { to: harness.number, messages });
     }
+    let beyond = harness.get(&range(6, 9, 500));
+    assert_eq!(beyond, FromStore::Messages { to: harness.number, messages: Vec::new() });
     assert_eq!(harness.store.metrics().unaccounted, 0);
 }
 
@@ -295,4 +315,81 @@ fn answers_wait_for_a_full_link_and_die_with_their_session() {
     assert!(harness.try_ask(ToStore::Acquire { incarnation: 1 }.to_bytes().into()).is_ok());
     harness.settle();
     assert_eq!(harness.outlet.answered, [number]);
+}
+
+/// An index that takes batches and applies none until told to.
+#[derive(Default)]
+struct StuckIndex {
+    sizes: Rc<RefCell<VecDeque<Done>>>,
+    is_free: Rc<Cell<bool>>,
+}
+
+impl IndexWorker for StuckIndex {
+    fn submit(&mut self, task: Task) -> Result<(), Task> {
+        match task {
+            Task::Apply(batch) => {
+                let (lsn, bytes) = (batch.last_lsn(), batch.records.len());
+                self.sizes.borrow_mut().push_back(Done::Applied { lsn, bytes });
+                Ok(())
+            }
+            Task::Answer { .. } | Task::Grant { .. } => Ok(()),
+        }
+    }
+
+    fn poll(&mut self) -> Result<Option<Done>, StoreFault> {
+        let done = self.is_free.get().then(|| self.sizes.borrow_mut().pop_front());
+        Ok(done.flatten())
+    }
+}
+
+#[test]
+fn an_index_that_lags_holds_answers_back() {
+    let disk = SimDisk::new(14);
+    let is_free = Rc::new(Cell::new(false));
+    let worker = StuckIndex { is_free: is_free.clone(), ..StuckIndex::default() };
+    let large = LogOptions { segment_size: 16 << 20, ..options(1) };
+    let mut store =
+        open_on(disk.clone(), MemoryIndex::default(), large, || 0, |_| Ok(worker)).expect("opens");
+    let (now, mut outlet) = (Now::default(), Recorder::default());
+    let event =
+        LinkEvent::Began { peer: PEER, name: "sequencer".into(), incarnation: 1, durable_seen: 0 };
+    store.handle(now, event, &mut outlet).expect("a session");
+    let batch = append(1, 2, &[message_record("g", 1, 5 << 20)]);
+    let ToStore::Append { count, records, .. } = batch else {
+        unreachable!("made above");
+    };
+    for number in 1..=17 {
+        let records = records.clone();
+        let request = match number {
+            1 => ToStore::Acquire { incarnation: 1 },
+            _ => ToStore::Append { epoch: 1, first_lsn: number, count, records },
+        };
+        let entry = request.to_bytes().into();
+        let event = LinkEvent::Entry { peer: PEER, number, entry };
+        store.handle(now, event, &mut outlet).expect("a good batch");
+        disk.settle();
+        store.poll(now, &mut outlet).expect("the disk works");
+        while disk.step() {
+            store.poll(now, &mut outlet).expect("the disk works");
+        }
+    }
+    let size = INDEX_BACKLOG_SIZE_MAX / records.len();
+    assert_eq!(outlet.answered.len(), size, "answers for as much as may be behind");
+    assert_eq!(store.known_durable(), size as u64 + 2, "and one more is durable, unanswered");
+    is_free.set(true);
+    store.poll(now, &mut outlet).expect("the disk works");
+    while disk.step() {
+        store.poll(now, &mut outlet).expect("the disk works");
+    }
+    assert_eq!(outlet.answered.len(), 16);
+    assert_eq!(store.metrics().index_lag, 0);
+}
+
+#[test]
+fn nobody_appends_before_the_first_grant() {
+    let mut harness = Harness::new(15);
+    let answer = harness.get(&append(0, 1, &[message_record("g", 1, 10)]));
+    assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
+    let answer = harness.get(&ToStore::Resume { epoch: 0, incarnation: 1 });
+    assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
 }

@@ -179,3 +179,20 @@ fn a_drain_does_not_wait_for_ever() {
     stage.tick_after(1);
     assert_eq!(stage.audience.closes, [(id(0), 1001)]);
 }
+
+#[test]
+fn a_superseded_sequencer_is_refused_and_not_heard() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    stage.entry(ToEdge::Serving { epoch: 7 });
+    assert!(!stage.router.refuses_sequencer());
+    stage.began();
+    stage.entry(ToEdge::Serving { epoch: 6 });
+    assert!(stage.router.refuses_sequencer());
+    stage.welcome(0);
+    assert!(stage.heard(0).is_empty(), "what it says reaches nobody");
+    assert_eq!(stage.router.counters().stale_sequencers, 1);
+    stage.began();
+    stage.entry(ToEdge::Serving { epoch: 8 });
+    assert!(!stage.router.refuses_sequencer());
+}

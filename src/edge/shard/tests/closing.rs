@@ -126,8 +126,7 @@ fn stopping_closes_everything_with_1001() {
     let mut stage = Stage::new();
     stage.open(7);
     stage.accept(8);
-    stage.shard.stop_accepting();
-    stage.shard.close_all(1001, "going away");
+    stage.shard.begin_stop();
     stage.settle();
     assert_eq!(stage.sent(), server_frame(Opcode::Close, &close_payload(1001, "going away")));
     assert_eq!(stage.closed(), [(Socket::Direct(8), false)]);
@@ -136,4 +135,23 @@ fn stopping_closes_everything_with_1001() {
     assert_eq!(stage.told(), ["closed 0 Stopping"]);
     stage.accept(9);
     assert_eq!(stage.closed(), [(Socket::Direct(9), true)]);
+}
+
+#[test]
+fn after_a_stall_the_peers_are_heard_before_they_are_judged() {
+    let mut stage = Stage::new();
+    stage.open(7);
+    stage.pass_ms(30_100);
+    assert_eq!(stage.sent(), server_frame(Opcode::Ping, b""));
+    stage.now.monotonic_us += 60_000_000;
+    stage.settle();
+    stage.pass_ms(STALL_MS / 2);
+    stage.arrive(7, PONG);
+    stage.pass_ms(STALL_MS);
+    assert_eq!(stage.told(), [""; 0]);
+    stage.now.monotonic_us += 100_000_000;
+    stage.settle();
+    stage.pass_ms(2 * STALL_MS);
+    stage.pass_ms(61_000);
+    assert_eq!(stage.told(), ["closed 0 Silent"]);
 }
