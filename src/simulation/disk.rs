@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
-use super::planted::{Planted, is_planted};
+use super::planted::Planted;
 use crate::store::device::{
     DeviceEvent, DeviceFault, LogDevice, LogReader, Operation, SegmentInfo,
 };
@@ -320,7 +320,7 @@ impl Shared {
             return;
         }
         if let Some(file) = self.files.get_mut(&segment) {
-            if is_planted(Planted::SkipSync) {
+            if Planted::SkipSync.is_planted() {
                 file.write_unsynced(offset as usize, data);
             } else {
                 file.visible[offset as usize..][..data.len()].copy_from_slice(data);
