@@ -176,7 +176,7 @@ fn bad_sector_in_the_middle() {
         world.crash_store();
         world.index.crash(0);
         let first = world.disk.numbers()[0];
-        world.disk.corrupt(first, 2 * 4096 + 100);
+        world.disk.corrupt(first, 2 * 4096 + 40);
         match world.start_store() {
             Err(why) if why.contains("the log is corrupt") => Ok(()),
             other => Err(format!("it starts on a broken log: {other:?}")),
