@@ -133,7 +133,7 @@ impl Chaos {
             segment_size: if large { 4 * 1024 * 1024 } else { 128 * 1024 },
             // A user has at most four conversations, and one `sync` may name them all.
             budget: match random.chance(0.3) {
-                true => Budget { conversations_max: 5, users_max: 1, fingerprints_max: 4 },
+                true => Budget { conversations_max: 5, users_max: 1, ..Budget::default() },
                 false => Budget::default(),
             },
         };
