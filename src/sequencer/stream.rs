@@ -34,6 +34,19 @@ pub struct Asked {
     pub device: Id,
 }
 
+/// The conversations that a `sync` names, each with what the client has of it.
+pub struct Named {
+    unchecked: VecDeque<(ConversationName, u64)>,
+    /// Known to exist, and to be his. What was checked need not stay in memory meanwhile.
+    due: VecDeque<(ConversationName, u64)>,
+}
+
+impl Named {
+    pub fn new(convos: Vec<(ConversationName, u64)>) -> Named {
+        Named { unchecked: convos.into(), due: VecDeque::new() }
+    }
+}
+
 /// Where a session stands in one conversation.
 #[derive(Clone, Copy, Debug)]
 struct Position {
@@ -177,38 +190,43 @@ impl Sequencer {
         &mut self,
         user: Id,
         asked: Asked,
-        convos: Option<Vec<(ConversationName, u64)>>,
+        named: Option<Named>,
         out: &mut dyn Outlet,
     ) {
-        for (convo, _) in convos.iter().flatten() {
-            if let Err((code, why)) = check_name(convo) {
+        let Some(mut named) = named else {
+            return self.with_user(user, Task::Sync(asked, None), out);
+        };
+        while let Some((convo, seq)) = named.unchecked.pop_front() {
+            if let Err((code, why)) = check_name(&convo) {
                 return self.refuse(asked.waiter, code, why, out);
             }
-            if !is_member(convo, &user) {
+            if !is_member(&convo, &user) {
                 return self.refuse(asked.waiter, Code::NotMember, "not a member of it", out);
             }
-            match self.conversations.get(convo) {
-                Some(entry) if entry.loaded && entry.durable_head == 0 => {
-                    let why = "no such conversation";
-                    return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
-                }
-                Some(entry) if entry.loaded => {}
-                _ => {
-                    let convo = convo.clone();
-                    let convos = convos.unwrap_or_default();
-                    let task = ConversationTask::Sync(user, asked, convos);
-                    return self.with_conversation(convo, task, out);
-                }
+            let loaded = self.conversations.get(&convo).filter(|entry| entry.loaded);
+            let Some(head) = loaded.map(|entry| entry.durable_head) else {
+                named.unchecked.push_front((convo.clone(), seq));
+                return self.with_conversation(
+                    convo,
+                    ConversationTask::Sync(user, asked, named),
+                    out,
+                );
+            };
+            if head == 0 {
+                let why = "no such conversation";
+                return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
             }
+            self.counters.seq_above_head_total += u64::from(seq > head);
+            named.due.push_back((convo, seq.min(head)));
         }
-        self.with_user(user, Task::Sync(asked, convos), out);
+        self.with_user(user, Task::Sync(asked, Some(named.due)), out);
     }
 
     pub(super) fn sync_loaded(
         &mut self,
         user: &Id,
         asked: Asked,
-        convos: Option<Vec<(ConversationName, u64)>>,
+        due: Option<VecDeque<(ConversationName, u64)>>,
         out: &mut dyn Outlet,
     ) {
         let Asked { waiter, address, session: number, device } = asked;
@@ -219,15 +237,9 @@ impl Sequencer {
         if let Some(session) = self.session(user, &device) {
             session.manual = false;
         }
-        let Some(convos) = convos else {
+        let Some(due) = due else {
             return self.catch_up(user, &device, Some(waiter), out);
         };
-        let mut due = VecDeque::new();
-        for (convo, seq) in convos {
-            let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
-            self.counters.seq_above_head_total += u64::from(seq > head);
-            due.push_back((convo, seq.min(head)));
-        }
         self.stream(user, &device, Request { reply: Some(waiter), due, heads: Vec::new() }, out);
     }
 

@@ -11,7 +11,6 @@ use crate::edge::ticket::Tickets;
 use crate::edge::{Shard, ShardOptions};
 use crate::link::greeting::Secret;
 use crate::ring::kernel::RingOptions;
-use crate::sequencer::budget::Budget;
 use crate::sequencer::core::Outcome;
 use crate::sequencer::process::Process as Sequencer;
 use crate::simulation::disk::SimDisk;
