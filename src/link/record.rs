@@ -84,7 +84,7 @@ wire_enum! {
         /// acknowledgements and for inbox markers; at most one row per (device, conversation).
         /// The user is told of acknowledgements when this record is consumed.
         2 = Cursors { cursors: Vec<Cursor>, },
-        /// A device that was not known before; its starting cursors follow in the same batch.
+        /// A device that was not known before; its starting cursors stand before it.
         3 = Device { user: Id, device: Id, ts: u64, },
         /// Everything up to and including this lsn is acknowledged or marked at every target.
         4 = FannedOut { lsn: u64, },

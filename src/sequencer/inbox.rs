@@ -145,7 +145,8 @@ impl Sequencer {
 
     /// The whole row. Here a marker goes: when the device has acknowledged all that was fanned out.
     fn cursor_row(&mut self, user: Id, device: Id, convo: ConversationName) -> Option<Cursor> {
-        let head = self.conversations.get(&convo).map_or(u64::MAX, |entry| entry.durable_head);
+        let entry = self.conversations.get(&convo).filter(|entry| entry.loaded);
+        let head = entry.map_or(u64::MAX, |entry| entry.durable_head);
         let owner = self.users.get_mut(&user)?.devices.get_mut(&device)?;
         let cursor = owner.cursors.get_mut(&convo)?;
         // Without anything fanned out in this life, only the head itself is known to be enough.

@@ -8,7 +8,7 @@ use super::appender::Waiter;
 use super::core::Sequencer;
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::Task;
+use super::user::{DeviceCursor, Task};
 use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -116,25 +116,30 @@ impl Sequencer {
         if entry.devices.get(&device).is_some_and(|device| device.known) {
             return self.number(waiter, out);
         }
-        let starting = entry.starting_cursors();
-        let rows = starting.iter().map(|(convo, cursor)| Cursor {
-            user: user.clone(),
-            device: device.clone(),
-            convo: convo.clone(),
-            delivered: cursor.delivered,
-            read: cursor.read,
-            marker: cursor.marker,
-        });
-        let rows: Vec<Cursor> = rows.collect();
-        // A crash may have left a part of its rows: the others join them.
-        let owner = entry.devices.entry(device.clone()).or_default();
-        for (convo, cursor) in starting {
-            owner.cursors.entry(convo).or_insert(cursor);
+        if let Some(lsn) = entry.devices.get(&device).and_then(|device| device.logged_at)
+            && self.appender().wait_for(lsn, waiter)
+        {
+            return;
         }
-        self.log_device(user.clone(), device, rows, waiter);
+        let entry = self.users.get_mut(user).expect("loaded by the caller");
+        let starting = entry.starting_cursors();
+        let owner = entry.devices.entry(device.clone()).or_default();
+        let mut rows = Vec::new();
+        for (convo, cursor) in starting {
+            // A crash may have left a part of its rows: only the others are news.
+            if !owner.cursors.contains_key(&convo) {
+                let DeviceCursor { delivered, read, marker, .. } = cursor;
+                owner.cursors.insert(convo.clone(), cursor);
+                let (user, device) = (user.clone(), device.clone());
+                rows.push(Cursor { user, device, convo, delivered, read, marker });
+            }
+        }
+        let lsn = self.log_device(user.clone(), device.clone(), rows, waiter);
+        let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
+        owner.expect("entered above").logged_at = Some(lsn);
     }
 
-    fn log_device(&mut self, user: Id, device: Id, rows: Vec<Cursor>, waiter: Waiter) {
+    fn log_device(&mut self, user: Id, device: Id, rows: Vec<Cursor>, waiter: Waiter) -> u64 {
         let ts = self.now.unix_ms;
         if !rows.is_empty() {
             for row in rows.iter().filter(|row| row.marker == 0) {
@@ -142,7 +147,7 @@ impl Sequencer {
             }
             self.append_cursors(rows, Vec::new());
         }
-        self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
+        self.appender().append(Record::Device { user, device, ts }, vec![waiter])
     }
 
     fn count_removal(&mut self, row: &Cursor) {

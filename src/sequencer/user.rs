@@ -100,6 +100,8 @@ pub struct Device {
     pub session: Option<Session>,
     /// Its record is in the log, durably.
     pub known: bool,
+    /// Where its record stands, if this life wrote it.
+    pub logged_at: Option<u64>,
 }
 
 /// See the module. Loading until the store answered.
