@@ -234,13 +234,19 @@ impl Sequencer {
         if !self.has_session(user, &named) {
             return self.refuse(waiter, Code::Unavailable, "the session is not confirmed", out);
         }
-        if let Some(session) = self.session(user, &device) {
-            session.manual = false;
-        }
+        let session = self.session(user, &device);
+        let first = session.is_some_and(|session| std::mem::take(&mut session.manual));
         let Some(due) = due else {
             return self.catch_up(user, &device, Some(waiter), out);
         };
+        let mut rest = if first { self.behind(user, &device) } else { VecDeque::new() };
+        rest.retain(|(convo, _)| due.iter().all(|(named, _)| named != convo));
         self.stream(user, &device, Request { reply: Some(waiter), due, heads: Vec::new() }, out);
+        // The connection is live now. What is behind and was not named, perhaps because the client
+        // has never heard of it, follows by itself, as it would have without `?sync=manual`.
+        if !rest.is_empty() {
+            self.stream(user, &device, Request { reply: None, due: rest, heads: vec![] }, out);
+        }
     }
 
     /// Streams everything behind the device's cursors, then says `synced`.
@@ -251,10 +257,7 @@ impl Sequencer {
         reply: Option<Waiter>,
         out: &mut dyn Outlet,
     ) {
-        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
-        let Some(owner) = owner else { return };
-        let behind = owner.cursors.iter().filter(|(_, cursor)| cursor.is_behind());
-        let due = behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered)).collect();
+        let due = self.behind(user, device);
         self.stream(user, device, Request { reply, due, heads: Vec::new() }, out);
     }
 
@@ -382,6 +385,14 @@ impl Sequencer {
 
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
         self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
+    }
+
+    /// The conversations in which the device has not acknowledged everything, with what it has.
+    fn behind(&self, user: &Id, device: &Id) -> VecDeque<(ConversationName, u64)> {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        let cursors = owner.into_iter().flat_map(|device| &device.cursors);
+        let behind = cursors.filter(|(_, cursor)| cursor.is_behind());
+        behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered)).collect()
     }
 
     fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
