@@ -16,7 +16,11 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request { reference, operation: Operation::Later(_) }) => {
+            Ok(Request {
+                reference,
+                operation:
+                    Operation::Later(_) | Operation::History { .. } | Operation::Conversations { .. },
+            }) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -128,6 +132,7 @@ fn request_of(
         Operation::Sync { convos } => {
             Some(ToSequencer::Sync { address, session, user, device, convos })
         }
+        Operation::History { .. } | Operation::Conversations { .. } => None,
         Operation::Ping | Operation::Later(_) => None,
     }
 }
