@@ -22,7 +22,8 @@ use super::operation::{
     CONVERSATIONS_COUNT_DEFAULT, ErrorCode, Event, HISTORY_COUNT_DEFAULT, INTEGER_MAX, LATER,
     Operation, PAGE_COUNT_MAX, Rejected, Request, Standing,
 };
-use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
+use super::page::newest_entries;
+use crate::limits::BODY_SIZE_MAX;
 use crate::link::message::{Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};
 
@@ -72,10 +73,10 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.reference(reference).heads(heads).end();
         }
         Event::Page { reference, convo, messages, more } => {
-            let (entries, taken) = page_entries(messages);
+            let entries = newest_entries(messages, page_entry);
             let mut frame = Frame::begin(out, "page");
             frame.reference(reference).text("convo", convo).list("msgs", &entries);
-            frame.raw("more", format_args!("{}", more || taken < messages.len())).end();
+            frame.raw("more", format_args!("{}", more || entries.len() < messages.len())).end();
         }
         Event::Conversations { reference, convos } => {
             let entries: Vec<Vec<u8>> = convos.iter().map(standing).collect();
@@ -425,25 +426,8 @@ fn watermark_text(watermark: Watermark) -> &'static str {
     }
 }
 
-/// What a page may hold beside its messages: its `ref`, and the longest name, escaped.
-const PAGE_HEAD_SIZE_MAX: usize = 4096;
-
-/// The newest of `messages` that fit a frame, in their order, and how many they are.
-fn page_entries(messages: &[Message]) -> (Vec<Vec<u8>>, usize) {
-    let mut size = PAGE_HEAD_SIZE_MAX;
-    let mut entries = Vec::new();
-    for message in messages.iter().rev() {
-        let mut entry = Vec::new();
-        Frame::begin_entry(&mut entry).message(message).end();
-        size += entry.len() + 1;
-        if size >= SERVER_FRAME_SIZE_MAX {
-            break;
-        }
-        entries.push(entry);
-    }
-    entries.reverse();
-    let count = entries.len();
-    (entries, count)
+fn page_entry(message: &Message, out: &mut Vec<u8>) {
+    Frame::begin_entry(out).message(message).end();
 }
 
 fn standing(standing: &Standing) -> Vec<u8> {

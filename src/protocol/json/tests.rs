@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::limits::SERVER_FRAME_SIZE_MAX;
 use crate::protocol::operation::Goodbye;
 
 fn decoded(frame: &str) -> Operation {
