@@ -88,6 +88,8 @@ pub struct Sequencer {
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
+    /// Catchings-up of all sessions in this life.
+    pub(super) streams_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
     /// The store takes no batch now: new sends are refused until then.
@@ -125,6 +127,7 @@ impl Sequencer {
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
+            streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
             refuse_until_us: 0,
@@ -284,8 +287,18 @@ impl Sequencer {
             }
             (
                 FromStore::Messages { messages, .. },
-                Purpose::Range { user, device, convo, stream },
-            ) => self.range_read(&user, &device, &convo, stream, &messages, out),
+                Purpose::Range { user, device, session, convo, stream },
+            ) if self.session(&user, &device).is_some_and(|now| now.number == session) => {
+                self.range_read(&user, &device, &convo, stream, &messages, out);
+            }
+            // The device has another connection by now, which reads for itself.
+            (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
+            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
+                self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
+            }
+            (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
+                self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
+            }
             (FromStore::Records { records, count, .. }, Purpose::Log) => {
                 self.log_read(records, count, out);
             }
@@ -403,6 +416,12 @@ impl Sequencer {
                 let asked = super::stream::Asked { waiter, address, session, device };
                 self.sync(user, asked, convos, out);
             }
+            ToSequencer::History { user, convo, before, limit, .. } => {
+                self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);
+            }
+            ToSequencer::Conversations { user, after, limit, .. } => {
+                self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+            }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {
                     self.fanout.told(&edge.name);
@@ -410,18 +429,6 @@ impl Sequencer {
                 out.answered(peer, number);
             }
             session => self.session_said(waiter, session, out),
-        }
-    }
-}
-
-impl FromStore {
-    /// The entry that this answers.
-    pub fn to(&self) -> u64 {
-        use FromStore::*;
-        match self {
-            Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
-            Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
-            Messages { to, .. } | Records { to, .. } | Unavailable { to } => *to,
         }
     }
 }

@@ -96,6 +96,7 @@ impl Sequencer {
                 Task::Close(retired) => self.close(user, &retired),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
+                Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
                 Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
@@ -203,9 +204,10 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.sessions.insert(key);
         }
+        let stream = self.next_stream();
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
-        owner.session = Some(Session::new(waiter.peer, address, number, manual));
+        owner.session = Some(Session::new(waiter.peer, address, number, manual, stream));
         if !manual {
             self.catch_up(user, &device, None, out);
         }

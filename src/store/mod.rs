@@ -22,6 +22,7 @@ pub mod options;
 pub mod positions;
 pub mod process;
 mod published;
+mod queries;
 pub mod reader;
 pub mod recovery;
 pub mod rows;

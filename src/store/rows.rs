@@ -45,6 +45,8 @@ wire_struct! {
         pub size: u32,
         /// CRC-32C of the record's bytes: a range read does not see the commit's.
         pub checksum: u32,
+        /// [`sender_hash`] of who sent it: what is unread is counted without a read of the log.
+        pub sender: u64,
     }
 }
 
@@ -121,24 +123,17 @@ pub fn accepted(
 /// The devices of a user and all their cursors.
 pub fn user(index: &impl Index, user: &str) -> Result<(Vec<Id>, Vec<Cursor>), IndexFault> {
     let prefix = key(&[user]);
-    let mut devices = Vec::new();
-    let mut broken = None;
-    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
-        match texts(&row[prefix.len()..]).as_deref() {
-            Some([device]) => devices.push(Id::from(*device)),
-            _ => broken = Some(Keyspace::Devices),
-        }
-        broken.is_none()
-    })?;
+    let devices = devices(index, user)?;
     let mut cursors = Vec::new();
+    let mut broken = false;
     index.scan(Keyspace::Cursors, &prefix, &prefix, &mut |row, value| {
         match cursor(user, &row[prefix.len()..], value) {
             Some(cursor) => cursors.push(cursor),
-            None => broken = Some(Keyspace::Cursors),
+            None => broken = true,
         }
-        broken.is_none()
+        !broken
     })?;
-    broken.map_or(Ok((devices, cursors)), |keyspace| Err(IndexFault::Row(keyspace)))
+    if broken { Err(IndexFault::Row(Keyspace::Cursors)) } else { Ok((devices, cursors)) }
 }
 
 /// The edge shards that are present.
@@ -176,6 +171,39 @@ pub fn locations(
     if broken { Err(IndexFault::Row(Keyspace::Messages)) } else { Ok(()) }
 }
 
+/// Stands for a message's sender in its row.
+pub fn sender_hash(user: &str) -> u64 {
+    fingerprint(user, "")
+}
+
+/// Where one device of a user stands in one conversation, if it ever was anywhere.
+pub fn cursor_of(
+    index: &impl Index,
+    user: &str,
+    device: &str,
+    convo: &str,
+) -> Result<Option<CursorRow>, IndexFault> {
+    match index.get(Keyspace::Cursors, &key(&[user, device, convo]))? {
+        Some(value) => decode(Keyspace::Cursors, &value).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The devices of a user.
+pub fn devices(index: &impl Index, user: &str) -> Result<Vec<Id>, IndexFault> {
+    let prefix = key(&[user]);
+    let mut devices = Vec::new();
+    let mut broken = false;
+    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
+        match texts(&row[prefix.len()..]).as_deref() {
+            Some([device]) => devices.push(Id::from(*device)),
+            _ => broken = true,
+        }
+        !broken
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Devices)) } else { Ok(devices) }
+}
+
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
 fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
@@ -190,11 +218,19 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
             offset: batch.offset + start as u64,
             size: bytes.len() as u32,
             checksum: checksum_of(&bytes),
+            sender: sender_of(&record),
         };
         note_record(&record, location, state, rows);
     }
     state.applied_lsn = batch.last_lsn();
     Ok(())
+}
+
+fn sender_of(record: &Record) -> u64 {
+    match record {
+        Record::Message { message } => sender_hash(&message.from),
+        _ => 0,
+    }
 }
 
 fn note_record(record: &Record, location: Location, state: &mut State, rows: &mut NewRows) {
