@@ -386,7 +386,10 @@ proptest! {
         prop_assert_eq!(decode(&[]).map_err(|rejected| rejected.code), Err(ErrorCode::BadRequest));
         for size in 1..binary.len() {
             match decode(&binary[..size]) {
-                Ok(request) => prop_assert!(is_whole(&binary[1..size]) && request.reference.is_none()),
+                Ok(request) => {
+                    prop_assert!(is_whole(&binary[1..size]));
+                    prop_assert!(request.reference.is_none());
+                }
                 Err(rejected) => prop_assert_eq!(rejected.code, ErrorCode::BadRequest),
             }
         }
