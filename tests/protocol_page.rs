@@ -7,8 +7,8 @@
 //! - `NAME > MESSAGE` is said by the client; `NAME < MESSAGE` is the next that it hears
 //! - `NAME closed CODE`: the next that it hears is this close
 //!
-//! A message is JSON, or bytes in hex with texts in quotes. `<word>` stands for what varies: in JSON
-//! the same value all over its block; in bytes a whole varint, or a length and bytes.
+//! A message is JSON, or bytes in hex with texts in quotes. `<word>` stands for what varies: in
+//! JSON the same value all over its block; in bytes a whole varint, or a length and bytes.
 
 mod support;
 
