@@ -3,8 +3,10 @@
 
 mod failure;
 mod file;
+mod identity;
 mod log;
 mod settings;
+mod token;
 mod up;
 
 use std::io::{self, IsTerminal, Write};
@@ -17,6 +19,7 @@ use crate::{edge, sequencer, store};
 use failure::Failure;
 use file::ConfigurationFile;
 use settings::{EchoSettings, EdgeSettings, SequencerSettings, StoreSettings, UpSettings};
+use token::TokenSettings;
 
 /// A self-hosted real-time messaging backbone.
 ///
@@ -48,6 +51,8 @@ enum Command {
     Store(StoreSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
     Echo(EchoSettings),
+    /// Make a token for a user, to try --auth jwt.
+    Token(TokenSettings),
 }
 
 const AFTER_HELP: &str = "\
@@ -92,6 +97,7 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
             let (listen, shards) = flags.into_parts()?;
             edge::echo::run(listen, shards)
         }
+        Command::Token(flags) => token::run(flags),
     }
 }
 
@@ -103,6 +109,7 @@ impl Command {
             Command::Sequencer(_) => "sequencer",
             Command::Store(_) => "store",
             Command::Echo(_) => "echo",
+            Command::Token(_) => "token",
         }
     }
 }

@@ -80,6 +80,10 @@ impl Chat {
         &self.router
     }
 
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
     pub fn links(&self) -> &Links {
         &self.links
     }
@@ -131,7 +135,11 @@ impl<R: Ring> Application<R> for Chat {
         let Some((_, admitted)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
             return;
         };
-        self.with_router(now, connections, |router, around| router.opened(id, admitted, around));
+        let term = admitted.term;
+        self.with_router(now, connections, |router, around| {
+            router.opened(id, admitted, around);
+            router.limit(id, term, around.now);
+        });
     }
 
     fn message(

@@ -452,7 +452,9 @@ const INFALLIBLE: &str = "writing to a vector does not fail";
 
 impl Frame<'_> {
     fn begin<'a>(out: &'a mut Vec<u8>, kind: &str) -> Frame<'a> {
-        write!(out, "{{\"t\":\"{kind}\"").expect(INFALLIBLE);
+        out.extend_from_slice(b"{\"t\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.push(b'"');
         Frame { out, empty: false }
     }
 
@@ -464,14 +466,18 @@ impl Frame<'_> {
 
     /// A literal that needs no escape.
     fn name(&mut self, name: &str) {
-        let comma = if std::mem::take(&mut self.empty) { "" } else { "," };
-        write!(self.out, "{comma}\"{name}\":").expect(INFALLIBLE);
+        if !std::mem::take(&mut self.empty) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
     }
 
     /// `value` is JSON.
     fn raw(&mut self, name: &str, value: fmt::Arguments) -> &mut Self {
         self.name(name);
-        write!(self.out, "{value}").expect(INFALLIBLE);
+        self.out.write_fmt(value).expect(INFALLIBLE);
         self
     }
 
@@ -486,7 +492,10 @@ impl Frame<'_> {
         self.text("from", &message.from).text("id", &message.id).integer("ts", message.ts);
         match &message.body {
             // The edge that took it had checked it; a foreign byte becomes a replacement mark.
-            Body::Text { text } => self.text("body", &String::from_utf8_lossy(text)),
+            Body::Text { text } => match simdutf8::basic::from_utf8(text) {
+                Ok(text) => self.text("body", text),
+                Err(_) => self.text("body", &String::from_utf8_lossy(text)),
+            },
             Body::Binary { bytes } => {
                 self.raw("body64", format_args!("\"{}\"", STANDARD.encode(bytes)))
             }
@@ -503,11 +512,17 @@ impl Frame<'_> {
     }
 
     fn integer(&mut self, name: &str, value: u64) -> &mut Self {
-        self.raw(name, format_args!("{value}"))
+        self.name(name);
+        write_decimal(self.out, value);
+        self
     }
 
     fn decimal(&mut self, name: &str, value: u64) -> &mut Self {
-        self.raw(name, format_args!("\"{value}\""))
+        self.name(name);
+        self.out.push(b'"');
+        write_decimal(self.out, value);
+        self.out.push(b'"');
+        self
     }
 
     fn optional(&mut self, name: &str, value: Option<u64>) -> &mut Self {
@@ -532,7 +547,8 @@ impl Frame<'_> {
                 self.out.push(b',');
             }
             write_text(self.out, convo);
-            write!(self.out, ":{head}").expect(INFALLIBLE);
+            self.out.push(b':');
+            write_decimal(self.out, *head);
         }
         self.out.push(b'}');
         self
@@ -543,8 +559,31 @@ impl Frame<'_> {
     }
 }
 
+/// A body is mostly what needs no escape, which one look at its bytes tells.
 fn write_text(out: &mut Vec<u8>, value: &str) {
-    serde_json::to_writer(out, value).expect(INFALLIBLE);
+    // Looks at every byte, also after one that needs an escape: so it compiles to vector code.
+    let needs_escape = |byte: &u8| (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\');
+    if !value.as_bytes().iter().fold(false, |found, byte| found | needs_escape(byte)) {
+        out.push(b'"');
+        out.extend_from_slice(value.as_bytes());
+        out.push(b'"');
+    } else {
+        serde_json::to_writer(out, value).expect(INFALLIBLE);
+    }
+}
+
+fn write_decimal(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
 }
 
 #[cfg(test)]

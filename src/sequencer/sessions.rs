@@ -8,7 +8,7 @@ use super::appender::Waiter;
 use super::core::Sequencer;
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::{Device, Task};
+use super::user::Task;
 use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -93,7 +93,7 @@ impl Sequencer {
             match task {
                 Task::Open(waiter, device) => self.open(user, waiter, device, out),
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
-                Task::Close(retired) => self.close(user, &retired),
+                Task::Close(retired) => self.close(user, &retired, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
@@ -126,10 +126,11 @@ impl Sequencer {
             marker: cursor.marker,
         });
         let rows: Vec<Cursor> = rows.collect();
-        entry
-            .devices
-            .entry(device.clone())
-            .or_insert(Device { cursors: starting, ..<_>::default() });
+        // A crash may have left a part of its rows: the others join them.
+        let owner = entry.devices.entry(device.clone()).or_default();
+        for (convo, cursor) in starting {
+            owner.cursors.entry(convo).or_insert(cursor);
+        }
         self.log_device(user.clone(), device, rows, waiter);
     }
 
@@ -139,7 +140,7 @@ impl Sequencer {
             for row in rows.iter().filter(|row| row.marker == 0) {
                 self.count_removal(row);
             }
-            self.appender().append(Record::Cursors { cursors: rows }, Vec::new());
+            self.append_cursors(rows, Vec::new());
         }
         self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
     }
@@ -205,6 +206,7 @@ impl Sequencer {
             edge.sessions.insert(key);
         }
         let stream = self.next_stream();
+        self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
         owner.session = Some(Session::new(waiter.peer, address, number, manual, stream));
@@ -213,8 +215,9 @@ impl Sequencer {
         }
     }
 
-    fn close(&mut self, user: &Id, retired: &Retired) {
+    fn close(&mut self, user: &Id, retired: &Retired, out: &mut dyn Outlet) {
         if self.has_session(user, retired) {
+            self.abandon(user, &retired.device, out);
             self.forget_session(user, &retired.device, retired.peer);
             if let Some(edge) = self.edges.get_mut(&retired.peer) {
                 edge.sessions.remove(&(user.clone(), retired.device.clone()));

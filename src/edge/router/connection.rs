@@ -28,6 +28,8 @@ pub(super) struct Connection {
     /// Nothing is pushed before the first `sync`.
     pub manual: bool,
     pub subprotocol: Subprotocol,
+    /// The ticket in `welcome` ends then at the latest.
+    pub ticket_ends_unix_ms: u64,
     pub phase: Phase,
     /// Operations that are unanswered, pings apart.
     pub outstanding_count: usize,
@@ -49,13 +51,14 @@ pub(super) enum Phase {
 
 impl Connection {
     pub fn new(generation: u32, admitted: Admitted) -> Connection {
-        let Admitted { user, device, manual, subprotocol } = admitted;
+        let Admitted { user, device, manual, subprotocol, .. } = admitted;
         Connection {
             subprotocol: subprotocol.unwrap_or(Subprotocol::Json),
             generation,
             user,
             device,
             manual,
+            ticket_ends_unix_ms: u64::MAX,
             phase: Phase::Opening(Parked::default()),
             outstanding_count: 0,
             outstanding_size: 0,

@@ -4,6 +4,7 @@ mod answers;
 mod bounds;
 mod pushes;
 mod sessions;
+mod terms;
 
 use std::collections::HashMap;
 
@@ -103,7 +104,8 @@ fn id(slot: u32) -> ConnectionId {
 }
 
 fn admitted(user: &str, subprotocol: Option<Subprotocol>) -> Admitted {
-    Admitted { user: user.into(), device: "phone".into(), manual: false, subprotocol }
+    let (user, device, term) = (user.into(), "phone".into(), Term::default());
+    Admitted { user, device, term, manual: false, subprotocol }
 }
 
 fn session(counter: u64) -> SessionNumber {
