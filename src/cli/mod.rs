@@ -93,10 +93,7 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
         Command::Edge(flags) => edge::run(flags.over(file.edge).into_options()?),
         Command::Sequencer(flags) => sequencer::run(flags.over(file.sequencer).into_options()?),
         Command::Store(flags) => store::run(flags.over(file.store).into_options()?),
-        Command::Echo(flags) => {
-            let (listen, shards) = flags.into_parts()?;
-            edge::echo::run(listen, shards)
-        }
+        Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
     }
 }

@@ -190,6 +190,11 @@ impl Sequencer {
         let log = self.appender.as_mut().expect("sends are refused without one");
         let lsn = log.append(Record::Message { message }, vec![waiter]);
         entry.pending.insert((send.user, send.id), Pending { lsn });
+        #[cfg(test)]
+        if crate::simulation::planted::Planted::AcknowledgeOnReceipt.is_planted() {
+            let (seq, mid, ts) = (entry.head, self.last_mid, self.last_ts);
+            self.tell_sent(waiter, convo, Accepted { seq, mid, ts }, out);
+        }
     }
 
     fn tell_sent(

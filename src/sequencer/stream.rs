@@ -52,6 +52,14 @@ struct Request {
     heads: Vec<(ConversationName, u64)>,
 }
 
+/// The question to the store that is under way for a session.
+struct Reading {
+    convo: ConversationName,
+    stream: u64,
+    /// What was fanned out when it was asked.
+    fanned: u64,
+}
+
 /// A live connection of a device.
 pub struct Session {
     pub peer: PeerId,
@@ -64,7 +72,7 @@ pub struct Session {
     requests: VecDeque<Request>,
     /// The conversation being read for the first request, and what was fanned out when it was
     /// asked.
-    reading: Option<(ConversationName, u64)>,
+    reading: Option<Reading>,
     /// A chunk is on its way to the socket.
     awaits_room: bool,
     /// The connection fell behind: nothing live is pushed until its queue has drained.
@@ -253,14 +261,14 @@ impl Sequencer {
 
     /// The chunk has left for the socket.
     pub(super) fn room(&mut self, user: &Id, named: &Retired, stream: u64, out: &mut dyn Outlet) {
-        let next_stream = self.next_stream();
+        let later = self.next_stream();
         if self.has_session(user, named)
             && let Some(session) = self.session(user, &named.device)
         {
             session.awaits_room = false;
             if let Some(lag) = session.lag.take_if(|lag| lag.stream <= stream) {
                 let due = lag.pushed_upto.into_iter().collect();
-                session.begin(Request { reply: None, due, heads: Vec::new() }, next_stream);
+                session.begin(Request { reply: None, due, heads: Vec::new() }, later);
             }
             self.pump(user, &named.device, out);
         }
@@ -300,8 +308,8 @@ impl Sequencer {
         self.say(peer, empty, out);
     }
 
-    /// A piece of the log came for a session's catching up. The caller knows it to be this
-    /// session's: streams of another connection of the device have the same numbers.
+    /// A piece of the log came for a session's catching up. It counts only if this session asked
+    /// for it: what an earlier one of the device asked tells nothing about where this one stands.
     pub(super) fn range_read(
         &mut self,
         user: &Id,
@@ -315,8 +323,10 @@ impl Sequencer {
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let reading = session.reading.take_if(|(reading, _)| reading == convo);
-        let Some((_, fanned)) = reading else { return };
+        let is_answer = |reading: &mut Reading| reading.convo == *convo && reading.stream == stream;
+        let Some(Reading { fanned, .. }) = session.reading.take_if(is_answer) else {
+            return;
+        };
         let (peer, target) = (session.peer, session.target());
         let Some(position) = session.positions.get_mut(convo) else {
             return;
@@ -431,7 +441,7 @@ impl Sequencer {
         let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
         position.catching = true;
         let (first, stream) = (position.pushed_upto + 1, position.stream);
-        session.reading = Some((convo.clone(), fanned));
+        session.reading = Some(Reading { convo: convo.clone(), stream, fanned });
         let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
         let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
-use super::planted::{Planted, is_planted};
+use super::planted::Planted;
 use crate::store::device::{
     DeviceEvent, DeviceFault, LogDevice, LogReader, Operation, SegmentInfo,
 };
@@ -160,14 +160,14 @@ impl SimDisk {
         self.shared.borrow_mut().fails_writes = true;
     }
 
-    /// From now on the flush when a log is opened fails, or works again.
-    pub fn fail_flush(&self, fails: bool) {
-        self.shared.borrow_mut().fails_flush = fails;
-    }
-
     /// From now on writes work again.
     pub fn repair(&self) {
         self.shared.borrow_mut().fails_writes = false;
+    }
+
+    /// From now on the flush when a log is opened fails, or works again.
+    pub fn fail_flush(&self, fails: bool) {
+        self.shared.borrow_mut().fails_flush = fails;
     }
 
     /// Flips a bit of what the disk holds.
@@ -320,7 +320,7 @@ impl Shared {
             return;
         }
         if let Some(file) = self.files.get_mut(&segment) {
-            if is_planted(Planted::SkipSync) {
+            if Planted::SkipSync.is_planted() {
                 file.write_unsynced(offset as usize, data);
             } else {
                 file.visible[offset as usize..][..data.len()].copy_from_slice(data);

@@ -84,8 +84,7 @@ impl World {
         let id = ring.id();
         let listener = ring.listen(address(SEQUENCER_PORT));
         let (secret, store) = (Secret::new(SECRET), address(STORE_PORT));
-        // So small that what is idle is dropped all the time, and loaded again.
-        let budget = Budget { conversations_max: 1, users_max: 1, fingerprints_max: 16 };
+        let budget = self.options.budget;
         let process =
             Sequencer::new(ring, "sequencer", incarnation, secret, listener, store, budget);
         let mut life = Life::new(process, id);
