@@ -13,6 +13,7 @@ use crate::framer::{Opcode, Request};
 use crate::link::PeerId;
 use crate::link::greeting::{Role, Secret};
 use crate::link::host::{LinkOptions, Links};
+use crate::protocol::Subprotocol;
 use crate::ring::{Completion, Ring};
 
 /// The longest a turn waits when nothing is due.
@@ -122,7 +123,7 @@ impl<R: Ring> Application<R> for Chat {
     fn request(&mut self, now: Now, id: ConnectionId, request: &Request, _: &[u8]) -> Decision {
         match self.site.answer(request, self.router.is_draining(), now.unix_ms) {
             Answer::Connect(admitted) => {
-                let subprotocol = admitted.subprotocol;
+                let subprotocol = admitted.subprotocol.map(Subprotocol::name);
                 self.arriving = Some((id, admitted));
                 Decision::Upgrade { subprotocol }
             }
@@ -134,9 +135,9 @@ impl<R: Ring> Application<R> for Chat {
         let Some((_, admitted)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
             return;
         };
-        let Admitted { user, device, term, manual, .. } = admitted;
+        let term = admitted.term;
         self.with_router(now, connections, |router, around| {
-            router.opened(id, user, device, manual, around);
+            router.opened(id, admitted, around);
             router.limit(id, term, around.now);
         });
     }
@@ -148,9 +149,12 @@ impl<R: Ring> Application<R> for Chat {
         message: Message,
         connections: &mut Connections,
     ) {
-        self.with_router(now, connections, |router, around| match message {
-            Message::Text(text) => router.message(id, text.as_bytes(), around),
-            Message::Binary(_) => router.binary(id, around),
+        let (subprotocol, message) = match message {
+            Message::Text(text) => (Subprotocol::Json, text.as_bytes()),
+            Message::Binary(bytes) => (Subprotocol::Binary, bytes),
+        };
+        self.with_router(now, connections, |router, around| {
+            router.message(id, subprotocol, message, around);
         });
     }
 
@@ -191,8 +195,12 @@ impl<R: Ring> Application<R> for Chat {
 }
 
 impl Clients for Connections {
-    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool {
-        self.send_frame(id, Opcode::Text, frame) != Err(SendError::Full)
+    fn send(&mut self, id: ConnectionId, subprotocol: Subprotocol, frame: &[u8]) -> bool {
+        let opcode = match subprotocol {
+            Subprotocol::Json => Opcode::Text,
+            Subprotocol::Binary => Opcode::Binary,
+        };
+        self.send_frame(id, opcode, frame) != Err(SendError::Full)
     }
 
     fn queued(&self, id: ConnectionId) -> usize {

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use crate::edge::ticket::{Term, Ticket, Tickets};
 use crate::framer::{Refusal, Request};
 use crate::link::record::Id;
-use crate::protocol::JSON_SUBPROTOCOL;
+use crate::protocol::Subprotocol;
 use crate::protocol::conversation::is_id;
 
 pub use feed::KeySource;
@@ -67,7 +67,7 @@ pub struct Admitted {
     /// Nothing is to be pushed before the first `sync`.
     pub manual: bool,
     /// What the response names as chosen; `None` when nothing was offered.
-    pub subprotocol: Option<&'static str>,
+    pub subprotocol: Option<Subprotocol>,
 }
 
 impl Door {
@@ -274,16 +274,15 @@ fn is_loopback(name: &str) -> bool {
 }
 
 /// The first that is offered and known. A bearer token is not an offer.
-fn choose_subprotocol(offered: &[&str]) -> Result<Option<&'static str>, Refusal> {
+fn choose_subprotocol(offered: &[&str]) -> Result<Option<Subprotocol>, Refusal> {
     let mut offered =
         offered.iter().filter(|name| !name.starts_with(BEARER_SUBPROTOCOL)).peekable();
     if offered.peek().is_none() {
         return Ok(None);
     }
-    if offered.any(|name| *name == JSON_SUBPROTOCOL) {
-        return Ok(Some(JSON_SUBPROTOCOL));
-    }
-    Err(refusal(400, "bad_request", "none of the offered subprotocols is known"))
+    let known = offered.find_map(|name| Subprotocol::named(name));
+    let refused = refusal(400, "bad_request", "none of the offered subprotocols is known");
+    known.map(Some).ok_or(refused)
 }
 
 /// The parameters that a connect request may have. Others are ignored.

@@ -20,11 +20,11 @@ mod requests;
 mod tests;
 
 use crate::clock::Now;
+use crate::edge::identity::Admitted;
 use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
-use crate::link::record::Id;
 use crate::link::{LinkEvent, Outlet, PeerId};
-use crate::protocol::json;
+use crate::protocol::Subprotocol;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
 use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
@@ -58,9 +58,9 @@ pub use super::application::ConnectionId;
 
 /// The chat connections as the router reaches them. The shard's table is the real one.
 pub trait Clients {
-    /// Queues one text frame. `false`: the queue takes no more, and the frame is lost unless the
-    /// connection is cut. Nothing happens when the connection is gone.
-    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool;
+    /// Queues one frame, of the kind that `subprotocol` has. `false`: the queue takes no more, and
+    /// the frame is lost unless the connection is cut. Nothing happens when the connection is gone.
+    fn send(&mut self, id: ConnectionId, subprotocol: Subprotocol, frame: &[u8]) -> bool;
     /// Bytes queued to it that have not left.
     fn queued(&self, id: ConnectionId) -> usize;
     /// Asks for [`Router::drained`], once, when everything queued has left.
@@ -141,19 +141,14 @@ impl Router {
     }
 
     /// A handshake was accepted. The client hears `welcome` once the sequencer gave it a session.
-    pub fn opened(
-        &mut self,
-        id: ConnectionId,
-        user: Id,
-        device: Id,
-        manual: bool,
-        around: &mut Surroundings,
-    ) {
+    pub fn opened(&mut self, id: ConnectionId, admitted: Admitted, around: &mut Surroundings) {
         // A slot's earlier tenant that was never reported closed is gone all the same.
         if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
             self.closed(ConnectionId { generation, ..id }, around);
         }
-        let connection = Connection::new(id.generation, user.clone(), device.clone(), manual);
+        let Admitted { user, device, .. } = &admitted;
+        let (user, device) = (user.clone(), device.clone());
+        let connection = Connection::new(id.generation, admitted);
         *self.slot(id.slot) = Some(connection);
         self.counters.connections += 1;
         self.counters.accepted += 1;
@@ -187,12 +182,22 @@ impl Router {
         }
     }
 
-    /// One whole text message of a client.
-    pub fn message(&mut self, id: ConnectionId, frame: &[u8], around: &mut Surroundings) {
+    /// One whole message of a client; `kind`: the subprotocol that has frames of this kind.
+    pub fn message(
+        &mut self,
+        id: ConnectionId,
+        kind: Subprotocol,
+        frame: &[u8],
+        around: &mut Surroundings,
+    ) {
         let Some(connection) = self.connection(id) else {
             return;
         };
-        let decoded = json::decode(frame);
+        if connection.subprotocol != kind {
+            self.close(id, 1003, "the subprotocol has no frames of this kind", around);
+            return;
+        }
+        let decoded = kind.decode(frame);
         if let Phase::Opening(parked) = &mut connection.phase {
             let parking = parked.park(decoded, |request| overload(request, PARKED_COUNT_MAX));
             self.counters.frames_in += 1;
@@ -205,11 +210,6 @@ impl Router {
         }
         self.counters.frames_in += 1;
         self.handle(id, decoded, around);
-    }
-
-    /// A client sent a binary message; its subprotocol has none.
-    pub fn binary(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        self.close(id, 1003, "binary frame on a text subprotocol", around);
     }
 
     /// Everything queued to the connection has left.
@@ -326,20 +326,23 @@ impl Router {
 
     /// Says one event to a client, unless it is gone.
     fn say(&mut self, id: ConnectionId, event: &Event, around: &mut Surroundings) {
+        let Some(subprotocol) = self.subprotocol(id) else {
+            return;
+        };
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
-        json::encode(event, &mut frame);
+        subprotocol.encode(event, &mut frame);
         self.queue(id, &frame, around);
         self.frame = frame;
     }
 
     /// Queues one encoded frame, and cuts a connection that lets them pile up.
     fn queue(&mut self, id: ConnectionId, frame: &[u8], around: &mut Surroundings) {
-        if self.connection(id).is_none() {
+        let Some(subprotocol) = self.subprotocol(id) else {
             return;
-        }
+        };
         self.counters.frames_out += 1;
-        let taken = around.clients.send(id, frame);
+        let taken = around.clients.send(id, subprotocol, frame);
         if !taken || around.clients.queued(id) > SLOW_SIZE {
             self.counters.cut_slow += 1;
             let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());

@@ -18,7 +18,11 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::conversation;
-use super::operation::{ErrorCode, Event, INTEGER_MAX, LATER, Operation, Rejected, Request};
+use super::operation::{
+    CONVERSATIONS_COUNT_DEFAULT, ErrorCode, Event, HISTORY_COUNT_DEFAULT, INTEGER_MAX, LATER,
+    Operation, PAGE_COUNT_MAX, Rejected, Request, Standing,
+};
+use super::page::newest_entries;
 use crate::limits::BODY_SIZE_MAX;
 use crate::link::message::{Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};
@@ -55,7 +59,10 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.integer("seq", seq).decimal("mid", mid).integer("ts", ts);
             frame.raw("dup", format_args!("{dup}")).end();
         }
-        Event::Message(message) => encode_message(message, out),
+        Event::Message(message) => {
+            let mut frame = Frame::begin(out, "msg");
+            frame.message(message).end();
+        }
         Event::Receipt { convo, seq, watermark, by } => {
             let mut frame = Frame::begin(out, "receipt");
             frame.text("convo", convo).integer("seq", seq);
@@ -64,6 +71,17 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
             frame.reference(reference).heads(heads).end();
+        }
+        Event::Page { reference, convo, messages, more } => {
+            let entries = newest_entries(messages, page_entry);
+            let mut frame = Frame::begin(out, "page");
+            frame.reference(reference).text("convo", convo).list("msgs", &entries);
+            frame.raw("more", format_args!("{}", more || entries.len() < messages.len())).end();
+        }
+        Event::Conversations { reference, convos } => {
+            let entries: Vec<Vec<u8>> = convos.iter().map(standing).collect();
+            let mut frame = Frame::begin(out, "convos");
+            frame.reference(reference).list("convos", &entries).end();
         }
         Event::Pong { reference, ts } => {
             Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
@@ -99,6 +117,9 @@ struct Fields<'a> {
     seq: Option<&'a RawValue>,
     kind: Option<&'a RawValue>,
     convos: Option<&'a RawValue>,
+    before: Option<&'a RawValue>,
+    after: Option<&'a RawValue>,
+    limit: Option<&'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
@@ -122,6 +143,9 @@ impl<'a> Fields<'a> {
             "seq" => &mut self.seq,
             "kind" => &mut self.kind,
             "convos" => &mut self.convos,
+            "before" => &mut self.before,
+            "after" => &mut self.after,
+            "limit" => &mut self.limit,
             _ => return None,
         })
     }
@@ -218,6 +242,8 @@ fn operation(fields: &Fields) -> Result<Operation, Fault> {
         "send" => send(fields),
         "ack" => acknowledge(fields),
         "sync" => sync(fields),
+        "history" => history(fields),
+        "convos" => conversations(fields),
         "ping" => Ok(Operation::Ping),
         other => match LATER.iter().find(|later| **later == other) {
             Some(later) => Ok(Operation::Later(later)),
@@ -293,6 +319,35 @@ fn sync(fields: &Fields) -> Result<Operation, Fault> {
         convos.push((name.into(), seq));
     }
     Ok(Operation::Sync { convos: Some(convos) })
+}
+
+fn history(fields: &Fields) -> Result<Operation, Fault> {
+    let convo = convo(fields)?;
+    let before = fields.before.map(|before| {
+        let before = unsigned(Some(before)).filter(|before| *before >= 1);
+        before.ok_or(bad("before is not an integer of at least 1"))
+    });
+    let limit = limit(fields, HISTORY_COUNT_DEFAULT)?;
+    Ok(Operation::History { convo, before: before.transpose()?, limit })
+}
+
+fn conversations(fields: &Fields) -> Result<Operation, Fault> {
+    let after = fields.after.map(|_| {
+        let name = text(fields.after).ok().flatten();
+        let name = name.filter(|name| conversation::parse(name).is_ok());
+        name.map(Into::into).ok_or(bad("after is not the name of a conversation"))
+    });
+    let limit = limit(fields, CONVERSATIONS_COUNT_DEFAULT)?;
+    Ok(Operation::Conversations { after: after.transpose()?, limit })
+}
+
+fn limit(fields: &Fields, default: u32) -> Result<u32, Fault> {
+    let Some(limit) = fields.limit else {
+        return Ok(default);
+    };
+    let limit = unsigned(Some(limit)).and_then(|limit| u32::try_from(limit).ok());
+    let limit = limit.filter(|limit| (1..=PAGE_COUNT_MAX).contains(limit));
+    limit.ok_or(bad("limit is not an integer of 1 to 200"))
 }
 
 /// The entries of an object that are not null; of a name that comes twice, the last.
@@ -371,28 +426,26 @@ fn watermark_text(watermark: Watermark) -> &'static str {
     }
 }
 
-fn encode_message(message: &Message, out: &mut Vec<u8>) {
-    let mut frame = Frame::begin(out, "msg");
-    frame.text("convo", &message.convo).integer("seq", message.seq).decimal("mid", message.mid);
-    frame.text("from", &message.from).text("id", &message.id).integer("ts", message.ts);
-    match &message.body {
-        Body::Text { text } => {
-            // The edge that took it had checked it; a foreign byte becomes a replacement mark.
-            match simdutf8::basic::from_utf8(text) {
-                Ok(text) => frame.text("body", text),
-                Err(_) => frame.text("body", &String::from_utf8_lossy(text)),
-            };
-        }
-        Body::Binary { bytes } => {
-            frame.raw("body64", format_args!("\"{}\"", STANDARD.encode(bytes)));
-        }
-    }
-    frame.end();
+fn page_entry(message: &Message, out: &mut Vec<u8>) {
+    Frame::begin_entry(out).message(message).end();
+}
+
+fn standing(standing: &Standing) -> Vec<u8> {
+    let mut entry = Vec::new();
+    let mut frame = Frame::begin_entry(&mut entry);
+    frame.text("convo", &standing.convo).integer("head", standing.head);
+    frame.integer("delivered", standing.delivered).integer("read", standing.read);
+    frame.integer("unread", standing.unread);
+    frame.integer("others_delivered", standing.others_delivered);
+    frame.integer("others_read", standing.others_read).end();
+    entry
 }
 
 /// One object under construction.
 struct Frame<'a> {
     out: &'a mut Vec<u8>,
+    /// No field is there yet.
+    empty: bool,
 }
 
 const INFALLIBLE: &str = "writing to a vector does not fail";
@@ -402,10 +455,26 @@ impl Frame<'_> {
         out.extend_from_slice(b"{\"t\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.push(b'"');
-        Frame { out }
+        Frame { out, empty: false }
     }
 
-    /// `name` is a literal that needs no escape, `value` is JSON.
+    /// An object within a frame, which has no `t`.
+    fn begin_entry(out: &mut Vec<u8>) -> Frame<'_> {
+        out.push(b'{');
+        Frame { out, empty: true }
+    }
+
+    /// A literal that needs no escape.
+    fn name(&mut self, name: &str) {
+        if !std::mem::take(&mut self.empty) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    /// `value` is JSON.
     fn raw(&mut self, name: &str, value: fmt::Arguments) -> &mut Self {
         self.name(name);
         self.out.write_fmt(value).expect(INFALLIBLE);
@@ -415,6 +484,30 @@ impl Frame<'_> {
     fn text(&mut self, name: &str, value: &str) -> &mut Self {
         self.name(name);
         write_text(self.out, value);
+        self
+    }
+
+    fn message(&mut self, message: &Message) -> &mut Self {
+        self.text("convo", &message.convo).integer("seq", message.seq).decimal("mid", message.mid);
+        self.text("from", &message.from).text("id", &message.id).integer("ts", message.ts);
+        match &message.body {
+            // The edge that took it had checked it; a foreign byte becomes a replacement mark.
+            Body::Text { text } => match simdutf8::basic::from_utf8(text) {
+                Ok(text) => self.text("body", text),
+                Err(_) => self.text("body", &String::from_utf8_lossy(text)),
+            },
+            Body::Binary { bytes } => {
+                self.raw("body64", format_args!("\"{}\"", STANDARD.encode(bytes)))
+            }
+        }
+    }
+
+    /// `entries` are JSON.
+    fn list(&mut self, name: &str, entries: &[Vec<u8>]) -> &mut Self {
+        self.name(name);
+        self.out.push(b'[');
+        self.out.extend_from_slice(&entries.join(&b','));
+        self.out.push(b']');
         self
     }
 
@@ -432,12 +525,6 @@ impl Frame<'_> {
         self
     }
 
-    fn name(&mut self, name: &str) {
-        self.out.extend_from_slice(b",\"");
-        self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\":");
-    }
-
     fn optional(&mut self, name: &str, value: Option<u64>) -> &mut Self {
         match value {
             Some(value) => self.integer(name, value),
@@ -453,7 +540,8 @@ impl Frame<'_> {
     }
 
     fn heads(&mut self, heads: &[(ConversationName, u64)]) -> &mut Self {
-        self.out.extend_from_slice(b",\"convos\":{");
+        self.name("convos");
+        self.out.push(b'{');
         for (index, (convo, head)) in heads.iter().enumerate() {
             if index > 0 {
                 self.out.push(b',');

@@ -4,12 +4,25 @@
 //! canonical, its body fits. What only the sequencer can know (membership, heads) is not decided
 //! here.
 
+use crate::limits::{CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::link::message::{Code, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// Every integer of the protocol but `mid` lies within plus and minus this: 2^53 - 1, what an IEEE
 /// double (a JavaScript number) holds exactly.
 pub const INTEGER_MAX: i64 = (1 << 53) - 1;
+
+/// The largest `limit` of a `history` or `convos`.
+pub const PAGE_COUNT_MAX: u32 = 200;
+/// The `limit` of a `history` that has none.
+pub const HISTORY_COUNT_DEFAULT: u32 = 50;
+/// The `limit` of a `convos` that has none.
+pub const CONVERSATIONS_COUNT_DEFAULT: u32 = PAGE_COUNT_MAX;
+
+// JSON escapes `"` and `\` alone in a name, each by one byte more; 256 bytes hold the numbers.
+const _: () = assert!(
+    PAGE_COUNT_MAX as usize * (2 * CONVERSATION_NAME_SIZE_MAX + 256) < SERVER_FRAME_SIZE_MAX
+);
 
 /// One frame of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,15 +49,27 @@ pub enum Operation {
     Sync {
         convos: Option<Vec<(ConversationName, u64)>>,
     },
+    /// The `limit` newest messages of a conversation, below `before` or from its head.
+    History {
+        convo: ConversationName,
+        /// Exclusive, at least 1.
+        before: Option<u64>,
+        /// 1 to [`PAGE_COUNT_MAX`].
+        limit: u32,
+    },
+    /// The user's conversations by name bytes, those after `after`.
+    Conversations {
+        after: Option<ConversationName>,
+        /// 1 to [`PAGE_COUNT_MAX`].
+        limit: u32,
+    },
     Ping,
     /// An operation of the protocol that this version knows by name only.
     Later(&'static str),
 }
 
 /// Operations that the protocol names and this version answers `unknown_op`.
-pub const LATER: [&str; 18] = [
-    "history",
-    "convos",
+pub const LATER: [&str; 16] = [
     "group.create",
     "group.add",
     "group.remove",
@@ -154,6 +179,22 @@ impl Goodbye {
     }
 }
 
+/// How one user stands in one conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub convo: ConversationName,
+    /// The last seq.
+    pub head: u64,
+    /// The user's own watermarks.
+    pub delivered: u64,
+    pub read: u64,
+    /// Messages beyond `read` that the user did not write.
+    pub unread: u64,
+    /// The highest seq that every other member has reached.
+    pub others_delivered: u64,
+    pub others_read: u64,
+}
+
 /// One frame to a client.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
@@ -185,6 +226,19 @@ pub enum Event<'a> {
     Synced {
         reference: Option<i64>,
         heads: &'a [(ConversationName, u64)],
+    },
+    /// The newest messages last. An encoder leaves out the oldest ones, and then says `more`, when
+    /// all of them together would not fit a frame.
+    Page {
+        reference: Option<i64>,
+        convo: &'a str,
+        messages: &'a [Message],
+        /// Older ones exist.
+        more: bool,
+    },
+    Conversations {
+        reference: Option<i64>,
+        convos: &'a [Standing],
     },
     Pong {
         reference: Option<i64>,

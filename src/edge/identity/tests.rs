@@ -127,9 +127,12 @@ fn the_first_known_subprotocol_is_chosen() {
         admit("?user=alice", &field).map(|admitted| admitted.subprotocol)
     };
     assert_eq!(chosen(""), Ok(None));
-    assert_eq!(chosen("aldis.v1.json"), Ok(Some("aldis.v1.json")));
-    assert_eq!(chosen("chat, aldis.v1.json, bearer.abc"), Ok(Some("aldis.v1.json")));
+    assert_eq!(chosen("aldis.v1.json"), Ok(Some(Subprotocol::Json)));
+    assert_eq!(chosen("chat, aldis.v1.json, bearer.abc"), Ok(Some(Subprotocol::Json)));
     assert_eq!(chosen("bearer.abc"), Ok(None));
+    assert_eq!(chosen("aldis.v1"), Ok(Some(Subprotocol::Binary)));
+    assert_eq!(chosen("aldis.v2, aldis.v1, aldis.v1.json"), Ok(Some(Subprotocol::Binary)));
+    assert_eq!(chosen("bearer.abc, aldis.v1.json, aldis.v1"), Ok(Some(Subprotocol::Json)));
     for unknown in ["chat", "ALDIS.V1.JSON", "bearer.abc, chat", "aldis.v1.json2"] {
         assert_eq!(chosen(unknown), Err(400), "{unknown}");
     }

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use crate::edge::identity::Admitted;
 use crate::link::message::SessionNumber;
 use crate::link::record::Id;
+use crate::protocol::Subprotocol;
 use crate::protocol::operation::{Operation, Rejected, Request};
 
 /// Operations of one connection that may be unanswered at a time.
@@ -25,6 +27,7 @@ pub(super) struct Connection {
     pub device: Id,
     /// Nothing is pushed before the first `sync`.
     pub manual: bool,
+    pub subprotocol: Subprotocol,
     /// The ticket in `welcome` ends then at the latest.
     pub ticket_ends_unix_ms: u64,
     pub phase: Phase,
@@ -47,8 +50,10 @@ pub(super) enum Phase {
 }
 
 impl Connection {
-    pub fn new(generation: u32, user: Id, device: Id, manual: bool) -> Connection {
+    pub fn new(generation: u32, admitted: Admitted) -> Connection {
+        let Admitted { user, device, manual, subprotocol, .. } = admitted;
         Connection {
+            subprotocol: subprotocol.unwrap_or(Subprotocol::Json),
             generation,
             user,
             device,

@@ -16,7 +16,7 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request { reference, operation: Operation::Later(_) }) => {
+            Ok(Request { reference, operation }) if comes_later(&operation) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -128,6 +128,12 @@ fn request_of(
         Operation::Sync { convos } => {
             Some(ToSequencer::Sync { address, session, user, device, convos })
         }
+        Operation::History { .. } | Operation::Conversations { .. } => None,
         Operation::Ping | Operation::Later(_) => None,
     }
+}
+
+fn comes_later(operation: &Operation) -> bool {
+    use Operation::{Conversations, History, Later};
+    matches!(operation, Later(_) | History { .. } | Conversations { .. })
 }

@@ -5,27 +5,29 @@
 use super::{BEHIND_SIZE, ConnectionId, ROOM_SIZE, Router, Surroundings};
 use crate::link::message::{PushTarget, ToSequencer};
 use crate::link::record::{ConversationName, Message};
-use crate::protocol::json;
+use crate::protocol::Subprotocol;
 use crate::protocol::operation::Event;
 
 impl Router {
-    /// A live message: encoded once for all its targets on this shard.
+    /// A live message: encoded once in each subprotocol that a target on this shard speaks.
     pub(super) fn deliver(
         &mut self,
         message: &Message,
         targets: &[PushTarget],
         around: &mut Surroundings,
     ) {
-        let mut frame = Vec::new();
-        json::encode(&Event::Message(message), &mut frame);
+        let mut encoded: [Option<Vec<u8>>; Subprotocol::ALL.len()] =
+            [const { None }; Subprotocol::ALL.len()];
         for target in targets {
             let Some(id) = self.addressee(target) else {
                 continue;
             };
             if self.is_behind(id, target.stream, around) {
                 self.report_dropped(id, target, message, around);
-            } else {
-                self.push_message(id, &frame, around);
+            } else if let Some(subprotocol) = self.subprotocol(id) {
+                let slot = &mut encoded[subprotocol.index()];
+                let frame = slot.get_or_insert_with(|| encode(message, subprotocol));
+                self.push_message(id, frame, around);
             }
         }
     }
@@ -41,11 +43,9 @@ impl Router {
         let Some(id) = self.addressee(target) else {
             return;
         };
-        let mut frame = Vec::new();
         for message in messages {
-            frame.clear();
-            json::encode(&Event::Message(message), &mut frame);
-            self.push_message(id, &frame, around);
+            self.counters.pushed += 1;
+            self.say(id, &Event::Message(message), around);
         }
         if !wants_room {
             return;
@@ -158,8 +158,18 @@ impl Router {
         self.requests.tell(dropped, around.outlet);
     }
 
+    pub(super) fn subprotocol(&mut self, id: ConnectionId) -> Option<Subprotocol> {
+        self.connection(id).map(|connection| connection.subprotocol)
+    }
+
     fn push_message(&mut self, id: ConnectionId, frame: &[u8], around: &mut Surroundings) {
         self.counters.pushed += 1;
         self.queue(id, frame, around);
     }
+}
+
+fn encode(message: &Message, subprotocol: Subprotocol) -> Vec<u8> {
+    let mut frame = Vec::new();
+    subprotocol.encode(&Event::Message(message), &mut frame);
+    frame
 }

@@ -51,6 +51,7 @@ impl Outlet for Script {
 #[derive(Default)]
 struct Audience {
     frames: HashMap<ConnectionId, Vec<Value>>,
+    binary_frames: HashMap<ConnectionId, Vec<Vec<u8>>>,
     queued: HashMap<ConnectionId, usize>,
     closes: Vec<(ConnectionId, u16)>,
     watched: Vec<ConnectionId>,
@@ -58,9 +59,13 @@ struct Audience {
 }
 
 impl Clients for Audience {
-    fn send(&mut self, id: ConnectionId, frame: &[u8]) -> bool {
+    fn send(&mut self, id: ConnectionId, subprotocol: Subprotocol, frame: &[u8]) -> bool {
         let closed = self.closes.iter().any(|(closed, _)| *closed == id);
         assert!(!closed, "a frame after the close of {id:?}");
+        if subprotocol == Subprotocol::Binary {
+            self.binary_frames.entry(id).or_default().push(frame.to_vec());
+            return !self.full;
+        }
         let frame = serde_json::from_slice(frame).expect("JSON");
         self.frames.entry(id).or_default().push(frame);
         !self.full
@@ -96,6 +101,11 @@ struct Stage {
 
 fn id(slot: u32) -> ConnectionId {
     ConnectionId { slot, generation: 1 }
+}
+
+fn admitted(user: &str, subprotocol: Option<Subprotocol>) -> Admitted {
+    let (user, device, term) = (user.into(), "phone".into(), Term::default());
+    Admitted { user, device, term, manual: false, subprotocol }
 }
 
 fn session(counter: u64) -> SessionNumber {
@@ -167,7 +177,7 @@ impl Stage {
 
     fn open(&mut self, slot: u32) {
         self.run(|router, around| {
-            router.opened(id(slot), "alice".into(), "phone".into(), false, around);
+            router.opened(id(slot), admitted("alice", None), around);
         });
     }
 
@@ -191,7 +201,9 @@ impl Stage {
     }
 
     fn say(&mut self, slot: u32, frame: &str) {
-        self.run(|router, around| router.message(id(slot), frame.as_bytes(), around));
+        self.run(|router, around| {
+            router.message(id(slot), Subprotocol::Json, frame.as_bytes(), around)
+        });
     }
 
     fn entry(&mut self, message: ToEdge) {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::limits::SERVER_FRAME_SIZE_MAX;
 use crate::protocol::operation::Goodbye;
 
 fn decoded(frame: &str) -> Operation {
@@ -35,6 +36,14 @@ fn binary_body(bytes: &[u8]) -> Body {
 
 fn send(target: Target, id: &str, body: Body) -> Operation {
     Operation::Send { target, id: id.into(), body }
+}
+
+fn history(convo: &str, before: Option<u64>, limit: u32) -> Operation {
+    Operation::History { convo: convo.into(), before, limit }
+}
+
+fn conversations(after: Option<&str>, limit: u32) -> Operation {
+    Operation::Conversations { after: after.map(Into::into), limit }
 }
 
 fn good_frames() -> Vec<(&'static str, Operation)> {
@@ -76,7 +85,16 @@ fn good_frames() -> Vec<(&'static str, Operation)> {
             Operation::Sync { convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]) },
         ),
         (r#"{"t":"ping","ref":-9007199254740991}"#, Operation::Ping),
-        (r#"{"t":"history","convo":"x"}"#, Operation::Later("history")),
+        (r#"{"t":"group.info","convo":"x"}"#, Operation::Later("group.info")),
+        (r#"{"t":"history","convo":"x"}"#, history("x", None, 50)),
+        (
+            r#"{"t":"history","convo":"dm:a:b","before":1,"limit":200}"#,
+            history("dm:a:b", Some(1), 200),
+        ),
+        (r#"{"t":"history","convo":"x","before":null,"limit":1}"#, history("x", None, 1)),
+        (r#"{"t":"convos"}"#, conversations(None, 200)),
+        (r#"{"t":"convos","after":null,"limit":1}"#, conversations(None, 1)),
+        (r#"{"t":"convos","after":"dm:a:b","limit":7}"#, conversations(Some("dm:a:b"), 7)),
     ]
 }
 
@@ -160,6 +178,25 @@ fn wrong_frames_are_bad_requests() {
         r#"{"t":"sync","convos":{"dm:b:a":1}}"#.into(),
         r#"{"t":"sync","convos":{"\ud800":1}}"#.into(),
         format!(r#"{{"t":"sync","convos":{{{long}:1}}}}"#),
+        r#"{"t":"history"}"#.into(),
+        r#"{"t":"history","convo":""}"#.into(),
+        r#"{"t":"history","convo":"dm:b:a"}"#.into(),
+        r#"{"t":"history","convo":"x","before":0}"#.into(),
+        r#"{"t":"history","convo":"x","before":-1}"#.into(),
+        r#"{"t":"history","convo":"x","before":"1"}"#.into(),
+        r#"{"t":"history","convo":"x","before":9007199254740992}"#.into(),
+        r#"{"t":"history","convo":"x","limit":0}"#.into(),
+        r#"{"t":"history","convo":"x","limit":201}"#.into(),
+        r#"{"t":"history","convo":"x","limit":-1}"#.into(),
+        r#"{"t":"history","convo":"x","limit":1.5}"#.into(),
+        r#"{"t":"history","convo":"x","limit":4294967297}"#.into(),
+        r#"{"t":"convos","limit":0}"#.into(),
+        r#"{"t":"convos","limit":201}"#.into(),
+        r#"{"t":"convos","limit":"7"}"#.into(),
+        r#"{"t":"convos","after":""}"#.into(),
+        r#"{"t":"convos","after":7}"#.into(),
+        r#"{"t":"convos","after":"dm:b:a"}"#.into(),
+        format!(r#"{{"t":"convos","after":{long}}}"#),
     ];
     for frame in frames {
         assert_eq!(refused(&frame).code, ErrorCode::BadRequest, "{frame}");
@@ -361,8 +398,66 @@ fn pushes_have_the_fields_of_the_page() {
 #[test]
 fn the_worst_body_stays_below_the_bound_of_a_frame() {
     let mut out = Vec::new();
-    encode_message(&message(text_body(&"\u{1}".repeat(BODY_SIZE_MAX))), &mut out);
-    assert!(out.len() < crate::limits::SERVER_FRAME_SIZE_MAX);
+    let worst = message(text_body(&"\u{1}".repeat(BODY_SIZE_MAX)));
+    encode(&Event::Message(&worst), &mut out);
+    assert!(out.len() < SERVER_FRAME_SIZE_MAX);
+}
+
+#[test]
+fn pages_have_the_fields_of_the_page() {
+    let page = |reference, messages: &[Message], more| {
+        encoded(Event::Page { reference, convo: "t\"", messages, more })
+    };
+    assert_eq!(page(None, &[], false), json!({"t":"page","convo":"t\"","msgs":[],"more":false}));
+    let messages = [message(text_body("x")), message(binary_body(&[1]))];
+    let mut entries = messages.each_ref().map(|message| encoded(Event::Message(message)));
+    for entry in &mut entries {
+        entry.as_object_mut().expect("an object").remove("t");
+    }
+    assert_eq!(
+        page(Some(2), &messages, true),
+        json!({"t":"page","ref":2,"convo":"t\"","msgs":entries,"more":true})
+    );
+}
+
+#[test]
+fn a_page_that_would_pass_the_bound_of_a_frame_keeps_the_newest() {
+    let size_max = SERVER_FRAME_SIZE_MAX;
+    for (body, count) in [("\u{1}".repeat(BODY_SIZE_MAX), 1), ("x".repeat(BODY_SIZE_MAX), 7)] {
+        let mut messages = vec![message(text_body(&body)); 10];
+        (1u64..).zip(&mut messages).for_each(|(seq, message)| message.seq = seq);
+        let mut out = Vec::new();
+        encode(
+            &Event::Page { reference: None, convo: "c", messages: &messages, more: false },
+            &mut out,
+        );
+        assert!(out.len() < size_max, "{}", out.len());
+        let page: Value = serde_json::from_slice(&out).expect("JSON");
+        let entries = page["msgs"].as_array().expect("a list");
+        assert_eq!((entries.len(), &page["more"]), (count, &json!(true)));
+        assert_eq!(entries.last().expect("one at least")["seq"], 10);
+    }
+}
+
+#[test]
+fn conversations_have_the_fields_of_the_page() {
+    let convos = [Standing {
+        convo: "dm:a:b".into(),
+        head: 6,
+        delivered: 5,
+        read: 4,
+        unread: 1,
+        others_delivered: 3,
+        others_read: 2,
+    }];
+    let event = Event::Conversations { reference: Some(1), convos: &convos };
+    assert_eq!(
+        encoded(event),
+        json!({"t":"convos","ref":1,"convos":[{"convo":"dm:a:b","head":6,"delivered":5,"read":4,
+               "unread":1,"others_delivered":3,"others_read":2}]})
+    );
+    let none = Event::Conversations { reference: None, convos: &[] };
+    assert_eq!(encoded(none), json!({"t":"convos","convos":[]}));
 }
 
 /// The decoder's naive twin for frames without faults: a whole document, looked at by name.
@@ -380,7 +475,7 @@ proptest! {
 
     #[test]
     fn mutilated_frames_never_panic(
-        index in 0usize..12, at in 0usize..80, byte in any::<u8>(), cut in 0usize..80,
+        index in 0usize..18, at in 0usize..80, byte in any::<u8>(), cut in 0usize..80,
     ) {
         let mut bytes = good_frames()[index].0.as_bytes().to_vec();
         let size = bytes.len();

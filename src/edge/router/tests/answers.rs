@@ -98,7 +98,7 @@ fn rejected_frames_and_later_operations_are_answered_at_once() {
 #[test]
 fn a_binary_frame_closes_the_connection() {
     let mut stage = Stage::with_clients(&[0]);
-    stage.run(|router, around| router.binary(id(0), around));
+    stage.run(|router, around| router.message(id(0), Subprotocol::Binary, &[6], around));
     assert_eq!(stage.audience.closes, [(id(0), 1003)]);
     assert_eq!(stage.submitted(), ["close 0 0"]);
     stage.say(0, r#"{"t":"ping"}"#);
@@ -114,7 +114,7 @@ fn answers_for_a_gone_connection_reach_nobody() {
     stage.run(|router, around| router.closed(id(0), around));
     let tenant = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
-        router.opened(tenant, "carol".into(), "d".into(), false, around);
+        router.opened(tenant, admitted("carol", None), around);
     });
     stage.sent(to, 1);
     assert!(stage.audience.frames.is_empty());

@@ -138,3 +138,27 @@ fn a_client_that_reads_nothing_is_cut() {
     assert_eq!(stage.submitted(), ["close 0 0", "close 1 1"]);
     assert_eq!(stage.router.counters().cut_slow, 2);
 }
+
+#[test]
+fn each_target_hears_a_message_in_its_own_subprotocol() {
+    let mut stage = Stage::with_clients(&[0, 2]);
+    let binary = admitted("alice", Some(Subprotocol::Binary));
+    stage.run(|router, around| router.opened(id(1), binary, around));
+    stage.welcome(1);
+    let targets = vec![stage.target(0, 1), stage.target(1, 1), stage.target(2, 1)];
+    deliver(&mut stage, 4, targets);
+    let mut expected = Vec::new();
+    Subprotocol::Binary.encode(&Event::Message(&message(4)), &mut expected);
+    let frames = &stage.audience.binary_frames[&id(1)];
+    assert_eq!(frames.len(), 2, "welcome, and the message");
+    assert_eq!(frames[1], expected);
+    assert_eq!((stage.heard(0).len(), stage.heard(2).len()), (1, 1));
+    assert!(stage.heard(1).is_empty());
+    stage.run(|router, around| router.message(id(1), Subprotocol::Binary, &[0x70], around));
+    assert_eq!(
+        stage.audience.binary_frames[&id(1)].last().expect("an error")[..3],
+        [0x8b, 0x28, 2]
+    );
+    stage.run(|router, around| router.message(id(1), Subprotocol::Json, b"{}", around));
+    assert_eq!(stage.audience.closes, [(id(1), 1003)]);
+}

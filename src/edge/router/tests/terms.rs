@@ -73,7 +73,7 @@ fn the_next_tenant_of_a_slot_is_not_cut_for_the_last_one() {
     stage.run(|router, around| router.closed(id(0), around));
     let next = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
-        router.opened(next, "bob".into(), "tv".into(), false, around);
+        router.opened(next, admitted("bob", None), around);
     });
     stage.tick_after(5_000);
     assert!(stage.audience.closes.is_empty());
@@ -113,7 +113,7 @@ fn connections_that_come_and_go_leave_no_heap_behind() {
         let id = ConnectionId { slot: 0, generation };
         let term = Term { ends_unix_ms: Some(u64::MAX / 2), ticket_ends_unix_ms: None };
         stage.run(|router, around| {
-            router.opened(id, "bob".into(), "tv".into(), false, around);
+            router.opened(id, admitted("bob", None), around);
             router.limit(id, term, now);
             router.closed(id, around);
         });
