@@ -5,6 +5,7 @@
 //! here.
 
 use crate::limits::{CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
+pub use crate::link::message::Overview as Standing;
 use crate::link::message::{Code, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};
 
@@ -177,22 +178,6 @@ impl Goodbye {
             Goodbye::Slow => 4003,
         }
     }
-}
-
-/// How one user stands in one conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub convo: ConversationName,
-    /// The last seq.
-    pub head: u64,
-    /// The user's own watermarks.
-    pub delivered: u64,
-    pub read: u64,
-    /// Messages beyond `read` that the user did not write.
-    pub unread: u64,
-    /// The highest seq that every other member has reached.
-    pub others_delivered: u64,
-    pub others_read: u64,
 }
 
 /// One frame to a client.

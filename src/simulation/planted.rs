@@ -1,7 +1,7 @@
 //! Bugs planted on purpose, to see that the simulator finds them.
 //!
-//! The product asks [`Planted::is_planted`] under `cfg(test)` only, so production code holds none of this.
-//! What is planted holds for one thread, which runs one simulation at a time.
+//! The product asks [`Planted::is_planted`] under `cfg(test)` only, so production code holds none
+//! of this. What is planted holds for one thread, which runs one simulation at a time.
 
 use std::cell::Cell;
 

@@ -39,8 +39,20 @@ impl Router {
                     router.refuse(request, (code.into(), &message, retry_ms), around);
                 });
             }
-            ToEdge::Page { to, .. } | ToEdge::Conversations { to, .. } => {
-                self.answer(to, around, |_, _, _| {});
+            ToEdge::Page { to, convo, messages } => {
+                let more = messages.first().is_some_and(|oldest| oldest.seq > 1);
+                self.answer(to, around, |router, request, around| {
+                    let (reference, messages) = (request.reference, &messages[..]);
+                    let page = Event::Page { reference, convo: &convo, messages, more };
+                    router.say(request.asker, &page, around);
+                });
+            }
+            ToEdge::Conversations { to, rows } => {
+                self.answer(to, around, |router, request, around| {
+                    let reference = request.reference;
+                    let list = Event::Conversations { reference, convos: &rows };
+                    router.say(request.asker, &list, around);
+                })
             }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),

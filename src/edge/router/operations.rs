@@ -16,7 +16,7 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request { reference, operation }) if comes_later(&operation) => {
+            Ok(Request { reference, operation: Operation::Later(_) }) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -128,12 +128,13 @@ fn request_of(
         Operation::Sync { convos } => {
             Some(ToSequencer::Sync { address, session, user, device, convos })
         }
-        Operation::History { .. } | Operation::Conversations { .. } => None,
+        Operation::History { convo, before, limit } => {
+            let before = before.unwrap_or(0);
+            Some(ToSequencer::History { address, user, convo, before, limit })
+        }
+        Operation::Conversations { after, limit } => {
+            Some(ToSequencer::Conversations { address, user, after, limit })
+        }
         Operation::Ping | Operation::Later(_) => None,
     }
-}
-
-fn comes_later(operation: &Operation) -> bool {
-    use Operation::{Conversations, History, Later};
-    matches!(operation, Later(_) | History { .. } | Conversations { .. })
 }

@@ -84,7 +84,7 @@ fn a_ping_waits_for_earlier_operations_and_blocks_none() {
 #[test]
 fn rejected_frames_and_later_operations_are_answered_at_once() {
     let mut stage = Stage::with_clients(&[0]);
-    stage.say(0, r#"{"t":"history","ref":1,"convo":"team"}"#);
+    stage.say(0, r#"{"t":"group.info","ref":1,"convo":"team"}"#);
     stage.say(0, r#"{"t":"dance","ref":2}"#);
     stage.say(0, r#"{"t":"send","ref":3,"id":"c","to":"b"}"#);
     stage.say(0, "garbage");
@@ -135,4 +135,19 @@ fn malformed_entries_are_counted_and_answered() {
         assert_eq!(stage.script.answered.last(), Some(&number));
     }
     assert_eq!(stage.router.counters().malformed_entries, good.len() as u64);
+}
+
+#[test]
+fn pages_and_lists_are_asked_for_and_answered() {
+    let mut stage = Stage::with_clients(&[0]);
+    stage.say(0, r#"{"t":"history","ref":1,"convo":"dm:alice:bob","before":9,"limit":2}"#);
+    stage.say(0, r#"{"t":"convos","ref":2}"#);
+    assert_eq!(stage.submitted_kept(), ["history 9", "conversations 200"]);
+    let list = stage.number_of(|message| word(message) == "conversations 200");
+    stage.entry(ToEdge::Conversations { to: list, rows: Vec::new() });
+    let page = stage.number_of(|message| word(message) == "history 9");
+    let convo = "dm:alice:bob".into();
+    stage.entry(ToEdge::Page { to: page, convo, messages: Vec::new() });
+    let wanted = [("convos", Some(2)), ("page", Some(1))];
+    assert_eq!(stage.heard_briefly(0), brief(&wanted));
 }
