@@ -1,8 +1,10 @@
 //! Acknowledgements and markers: cursors that only move forward, and reach the log coalesced.
 
+use std::mem::take;
+
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
-use super::core::Sequencer;
+use super::core::{CURSORS_PER_RECORD_MAX, Sequencer};
 use super::order::{check_name, is_member};
 use super::user::Task;
 use crate::link::Outlet;
@@ -92,14 +94,20 @@ impl Sequencer {
         if self.gathered.rows.is_empty() || !due {
             return;
         }
-        let rows = std::mem::take(&mut self.gathered.rows);
-        let mut cursors = Vec::with_capacity(rows.len());
+        let rows = take(&mut self.gathered.rows);
+        let mut cursors = Vec::with_capacity(rows.len().min(CURSORS_PER_RECORD_MAX));
         let mut waiters = Vec::new();
         for ((user, device, convo), waiting) in rows {
             waiters.extend(waiting);
             cursors.extend(self.cursor_row(user, device, convo));
+            if cursors.len() == CURSORS_PER_RECORD_MAX {
+                let (cursors, waiters) = (take(&mut cursors), take(&mut waiters));
+                self.appender().append(Record::Cursors { cursors }, waiters);
+            }
         }
-        self.appender().append(Record::Cursors { cursors }, waiters);
+        if !cursors.is_empty() || !waiters.is_empty() {
+            self.appender().append(Record::Cursors { cursors }, waiters);
+        }
     }
 
     /// A cursor is in the log: from now on it may be told.

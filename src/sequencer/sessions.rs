@@ -4,11 +4,13 @@
 //! edge confirmed that the connection still stood; an older one is told `replaced` then, not
 //! before.
 
+use bytes::Bytes;
+
 use super::appender::Waiter;
-use super::core::Sequencer;
+use super::core::{CURSORS_PER_RECORD_MAX, Sequencer};
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::{Device, Task};
+use super::user::Task;
 use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -67,22 +69,31 @@ impl Sequencer {
         self.users.entry(user.clone()).or_default().tasks.push_back(task);
         if !known {
             self.residents.users.push_back(user.clone());
-            let ask = ToStore::LoadUser { user: user.clone() };
+            let ask = ToStore::LoadUser { user: user.clone(), after: Bytes::new() };
             self.ask(ask, Purpose::User(user), out);
         } else {
             self.run_user(&user, out);
         }
     }
 
+    /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
+    /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(
         &mut self,
         user: Id,
         devices: Vec<Id>,
-        cursors: Vec<Cursor>,
+        cursors: &[Cursor],
+        next: Bytes,
         out: &mut dyn Outlet,
     ) {
-        self.users.entry(user.clone()).or_default().load(devices, &cursors);
-        self.run_user(&user, out);
+        let complete = next.is_empty();
+        self.users.entry(user.clone()).or_default().load(devices, cursors, complete);
+        if complete {
+            self.run_user(&user, out);
+        } else {
+            let ask = ToStore::LoadUser { user: user.clone(), after: next };
+            self.ask(ask, Purpose::User(user), out);
+        }
     }
 
     fn run_user(&mut self, user: &Id, out: &mut dyn Outlet) {
@@ -125,20 +136,22 @@ impl Sequencer {
             marker: cursor.marker,
         });
         let rows: Vec<Cursor> = rows.collect();
-        entry
-            .devices
-            .entry(device.clone())
-            .or_insert(Device { cursors: starting, ..<_>::default() });
+        // Some of its cursors may be there already: of a life that ended before the device's
+        // record, which is the last of all that is written here.
+        let cursors = &mut entry.devices.entry(device.clone()).or_default().cursors;
+        for (convo, cursor) in starting {
+            cursors.entry(convo).or_insert(cursor);
+        }
         self.log_device(user.clone(), device, rows, waiter);
     }
 
     fn log_device(&mut self, user: Id, device: Id, rows: Vec<Cursor>, waiter: Waiter) {
         let ts = self.now.unix_ms;
-        if !rows.is_empty() {
-            for row in rows.iter().filter(|row| row.marker == 0) {
-                self.count_removal(row);
-            }
-            self.appender().append(Record::Cursors { cursors: rows }, Vec::new());
+        for row in rows.iter().filter(|row| row.marker == 0) {
+            self.count_removal(row);
+        }
+        for rows in rows.chunks(CURSORS_PER_RECORD_MAX) {
+            self.appender().append(Record::Cursors { cursors: rows.to_vec() }, Vec::new());
         }
         self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
     }

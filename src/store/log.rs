@@ -274,7 +274,7 @@ impl<D: LogDevice> Log<D> {
             count: append.count,
             payload_size: append.records.len() as u32,
             previous_checksum: self.previous_checksum,
-            reserved: 0,
+            stands_for: 0,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use super::harness::*;
 use crate::clock::Now;
 use crate::link::fingerprint;
@@ -157,9 +159,9 @@ fn reads_answer_what_was_written() {
     let expected = FromStore::Conversation { to, head: 5, fingerprints: prints, complete: true };
     assert_eq!(found, expected);
 
-    let found = harness.get(&ToStore::LoadUser { user: "bob".into() });
+    let found = harness.get(&ToStore::LoadUser { user: "bob".into(), after: Bytes::new() });
     let (to, devices) = (harness.number, vec!["pad".into()]);
-    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor] });
+    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor], next: Bytes::new() });
 
     let lookup =
         |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };
@@ -392,4 +394,41 @@ fn nobody_appends_before_the_first_grant() {
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
     let answer = harness.get(&ToStore::Resume { epoch: 0, incarnation: 1 });
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
+}
+
+/// 60,000 rows are more than an entry of the link holds.
+#[test]
+fn a_user_with_very_many_conversations_comes_in_pieces() {
+    let mut harness = Harness::new(3);
+    let (epoch, mut next_lsn) = harness.acquire();
+    let cursor = |number: u64| Cursor {
+        user: "bob".into(),
+        device: "pad".into(),
+        convo: format!("dm:somebody-with-a-name-of-40-bytes-{number:05}:bob").as_str().into(),
+        delivered: number,
+        read: 0,
+        marker: 0,
+    };
+    let all: Vec<_> = (0..60_000).map(cursor).collect();
+    // A segment of this harness holds no more at once.
+    for cursors in all.chunks(200) {
+        harness.get(&append(epoch, next_lsn, &[Record::Cursors { cursors: cursors.to_vec() }]));
+        next_lsn += 1;
+    }
+    let (mut found, mut pieces, mut after) = (Vec::new(), 0, Bytes::new());
+    loop {
+        match harness.get(&ToStore::LoadUser { user: "bob".into(), after }) {
+            FromStore::User { cursors, next, .. } => {
+                pieces += 1;
+                found.extend(cursors);
+                after = next;
+            }
+            other => panic!("no user: {other:?}"),
+        }
+        if after.is_empty() {
+            break;
+        }
+    }
+    assert!(pieces > 1, "it did not fit one entry");
+    assert!(found == all, "every row once, in order");
 }
