@@ -1,1 +1,22 @@
-fn main() {}
+//! `aldis-loadgen`: load for a WebSocket server, and the proof that it lost nothing under it.
+//!
+//! It shares no code with the server. Exit status: 0 when every message is accounted for, 1 when
+//! not or when the run could not be made, 2 for wrong usage.
+
+mod accounting;
+mod chat;
+mod command;
+mod echo;
+mod fleet;
+mod kernel;
+mod processor;
+mod report;
+mod run;
+mod target;
+mod websocket;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command::run()
+}

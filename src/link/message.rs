@@ -114,6 +114,22 @@ wire_enum! {
         },
         /// Notice: the last push with `wants_room` has left for the socket; more may come.
         9 = Room { address: Address, session: SessionNumber, user: Id, device: Id, stream: u64, },
+        /// `before: 0`: from the head. Answered by `Page` or `Refused`.
+        11 = History {
+            address: Address,
+            user: Id,
+            convo: ConversationName,
+            before: u64,
+            limit: u32,
+        },
+        /// Conversations of the user whose names follow `after` in byte order (`None`: from the
+        /// first). Answered by `Conversations`.
+        12 = Conversations {
+            address: Address,
+            user: Id,
+            after: Option<ConversationName>,
+            limit: u32,
+        },
         /// Notice: a live push was not queued, the connection is behind. `stream` as the push had
         /// it.
         10 = Dropped {
@@ -167,6 +183,9 @@ wire_enum! {
         /// The epoch that the store granted, before anything else is said in it. An edge that has
         /// served a higher one refuses this sequencer: it was paused and has been superseded.
         10 = Serving { epoch: u64, },
+        /// Oldest first; the first of them tells whether there are older ones.
+        11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, },
+        12 = Conversations { to: u64, rows: Vec<Overview>, },
     }
 }
 
@@ -205,6 +224,11 @@ wire_enum! {
         /// Records from `first_lsn` on, at most about `size_max` bytes, at least one that exists.
         /// Answered by `Records`.
         8 = ReadLog { first_lsn: u64, size_max: u32, },
+        /// The newest `limit` messages below `before`, as many as fit `size_max` bytes but at least
+        /// one that exists. Answered by `Messages`, oldest first.
+        9 = History { convo: ConversationName, before: u64, limit: u32, size_max: u32, },
+        /// Answered by `Overviews`, one row per name, in the order asked.
+        10 = Overview { user: Id, convos: Vec<ConversationName>, },
     }
 }
 
@@ -248,6 +272,24 @@ wire_enum! {
         9 = Records { to: u64, records: Bytes, count: u32, },
         /// The store cannot do it now (disk full, read error): ask again.
         10 = Unavailable { to: u64, },
+        11 = Overviews { to: u64, rows: Vec<Overview>, },
+    }
+}
+
+wire_struct! {
+    /// One conversation as one of its members sees it in a list.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Overview {
+        pub convo: ConversationName,
+        pub head: u64,
+        /// The member's own watermarks.
+        pub delivered: u64,
+        pub read: u64,
+        /// Messages of others above `read`.
+        pub unread: u64,
+        /// The highest seqs that every other member has reached.
+        pub others_delivered: u64,
+        pub others_read: u64,
     }
 }
 

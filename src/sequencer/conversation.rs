@@ -6,6 +6,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::appender::Waiter;
 use super::inbox::Raise;
+use super::listing::PageAsked;
 use super::order::Send;
 use super::stream::Asked;
 use crate::link::message::Accepted;
@@ -15,6 +16,7 @@ use crate::link::record::{ConversationName, Id};
 pub enum Task {
     Send(Waiter, Send),
     Raise(Id, Raise),
+    Page(PageAsked),
     Sync(Id, Asked, Vec<(ConversationName, u64)>),
 }
 

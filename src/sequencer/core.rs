@@ -292,8 +292,18 @@ impl Sequencer {
             }
             (
                 FromStore::Messages { messages, .. },
-                Purpose::Range { user, device, convo, stream },
-            ) => self.range_read(&user, &device, &convo, stream, &messages, out),
+                Purpose::Range { user, device, session, convo, stream },
+            ) if self.session(&user, &device).is_some_and(|now| now.number == session) => {
+                self.range_read(&user, &device, &convo, stream, &messages, out);
+            }
+            // The device has another connection by now, which reads for itself.
+            (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
+            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
+                self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
+            }
+            (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
+                self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
+            }
             (FromStore::Records { records, count, .. }, Purpose::Log) => {
                 self.log_read(records, count, out);
             }
@@ -412,6 +422,12 @@ impl Sequencer {
                 let asked = super::stream::Asked { waiter, address, session, device };
                 self.sync(user, asked, convos, out);
             }
+            ToSequencer::History { user, convo, before, limit, .. } => {
+                self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);
+            }
+            ToSequencer::Conversations { user, after, limit, .. } => {
+                self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+            }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {
                     self.fanout.told(&edge.name);
@@ -430,7 +446,8 @@ impl FromStore {
         match self {
             Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
-            Messages { to, .. } | Records { to, .. } | Unavailable { to } => *to,
+            Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
+            Unavailable { to } => *to,
         }
     }
 }

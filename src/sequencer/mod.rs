@@ -8,6 +8,7 @@ mod conversation;
 pub mod core;
 mod fanout;
 mod inbox;
+mod listing;
 mod metrics;
 pub mod options;
 mod order;

@@ -122,6 +122,7 @@ impl Sequencer {
             match task {
                 Task::Send(waiter, send) => self.order(convo, waiter, send, looked_up, out),
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
+                Task::Page(page) => self.page_checked(page, out),
                 Task::Sync(user, asked, convos) => self.sync(user, asked, Some(convos), out),
             }
         }

@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::link::message::ToStore;
+use super::appender::Waiter;
+use crate::link::message::{SessionNumber, ToStore};
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
@@ -23,9 +24,17 @@ pub enum Purpose {
     Range {
         user: Id,
         device: Id,
+        session: SessionNumber,
         convo: ConversationName,
         stream: u64,
     },
+    /// A page of a conversation, for whoever asked.
+    Page {
+        waiter: Waiter,
+        convo: ConversationName,
+    },
+    /// A list of conversations, for whoever asked.
+    Overview(Waiter),
     /// The log above the fan-out position.
     Log,
 }

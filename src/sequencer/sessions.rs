@@ -107,6 +107,7 @@ impl Sequencer {
                 Task::Close(retired) => self.close(user, &retired),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
+                Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
                 Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);

@@ -290,7 +290,8 @@ impl Sequencer {
         self.say(peer, empty, out);
     }
 
-    /// A piece of the log came for a session's catching up.
+    /// A piece of the log came for a session's catching up. The caller knows it to be this
+    /// session's: streams of another connection of the device have the same numbers.
     pub(super) fn range_read(
         &mut self,
         user: &Id,
@@ -380,6 +381,11 @@ impl Sequencer {
         owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
 
+    fn delivered(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+        let owner = self.users.get(user).and_then(|user| user.devices.get(device));
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.delivered)
+    }
+
     fn read_range(
         &mut self,
         user: &Id,
@@ -388,18 +394,23 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let fanned = self.fanned(user, device, &convo);
+        let delivered = self.delivered(user, device, &convo);
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let Some(position) = session.positions.get(&convo) else {
-            return;
-        };
+        // An earlier request for the same conversation may have ended since: what was live for
+        // that while, or acknowledged and forgotten, catches up again.
+        let stream = session.stream;
+        let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
+        let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
+        position.catching = true;
         let (first, stream) = (position.pushed_upto + 1, position.stream);
         session.reading = Some((convo.clone(), fanned));
+        let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
         let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
         let (user, device) = (user.clone(), device.clone());
-        self.ask(ask, Purpose::Range { user, device, convo, stream }, out);
+        self.ask(ask, Purpose::Range { user, device, session, convo, stream }, out);
     }
 
     fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {

@@ -21,6 +21,11 @@ pub enum Task {
     Close(Retired),
     Raise(Raise),
     Sync(Asked, Option<Vec<(ConversationName, u64)>>),
+    List {
+        waiter: Waiter,
+        after: Option<ConversationName>,
+        limit: u32,
+    },
     Room(Retired, u64),
     Dropped(Retired, ConversationName, u64, u64),
     /// A message to be fanned out, with its position.

@@ -11,21 +11,23 @@ use super::device::LogReader;
 use super::index::Index;
 use super::log_format::{BLOCK_SIZE, LogId, checksum_of};
 use super::positions::{Extent, Place, PositionMap, ReadError};
+use super::queries::Page;
 use super::recovery::Known;
 use super::rows::{self, Location, State};
 use super::{Batch, StoreFault};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
-use crate::link::record::{ConversationName, Message, Record};
+use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
+use crate::protocol::conversation::direct_members;
 
 /// Log bytes between two checkpoints of the index: bounds what opening has to read again.
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
 /// Log bytes that a killed process may have to apply again, at most, if it was never idle.
 const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
 /// Leaves room for an answer's own fields beside its records or messages.
-const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
+pub(super) const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
 
 /// Where an answer goes: entry `number` of the peer's session, if that still stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,7 @@ pub trait IndexWorker {
 
 /// The worker's logic.
 pub struct IndexReader<I, R> {
-    index: I,
+    pub(super) index: I,
     log: R,
     positions: PositionMap,
     state: State,
@@ -217,6 +219,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             Ok(ToStore::ReadLog { first_lsn, size_max }) => {
                 return Ok(self.read_log(to, first_lsn, size_max));
             }
+            Ok(ToStore::History { convo, before, limit, size_max }) => {
+                return self.history(to, &Page { convo, before, limit, size_max });
+            }
+            Ok(ToStore::Overview { user, convos }) => {
+                self.overviews(to, &user, &convos, other_members)?
+            }
             Ok(_) | Err(_) => unavailable(to).0,
         };
         Ok((answer, Outcome::default()))
@@ -285,7 +293,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         Ok((found, missing))
     }
 
-    fn message(
+    pub(super) fn message(
         &mut self,
         convo: &ConversationName,
         seq: u64,
@@ -315,12 +323,19 @@ struct Range {
     size_max: u32,
 }
 
-fn unavailable(to: u64) -> (FromStore, Outcome) {
+/// Everyone in a direct conversation but `user`.
+fn other_members(convo: &str, user: &str) -> Vec<Id> {
+    let members = direct_members(convo).map(|(first, second)| [first, second]);
+    let others = members.into_iter().flatten().filter(|member| member != user);
+    others.map(Id::from).collect()
+}
+
+pub(super) fn unavailable(to: u64) -> (FromStore, Outcome) {
     let outcome = Outcome { unaccounted: 0, unavailable: true };
     (FromStore::Unavailable { to }, outcome)
 }
 
-fn report(error: &ReadError) {
+pub(super) fn report(error: &ReadError) {
     tracing::error!(%error, "a read of the log failed; the asker is told to ask again");
 }
 

@@ -79,14 +79,15 @@ struct Survey {
 impl Survey {
     /// Index of the segment with the first position that the index lacks.
     fn start(&self, known: Known) -> Result<Option<usize>, StoreFault> {
-        let Some((_, first)) = self.used.first() else {
+        let Some((segment, first)) = self.used.first() else {
             return Ok(None);
         };
         let next = known.applied_lsn + 1;
         let start = self.used.iter().rposition(|(_, header)| header.first_lsn <= next);
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
-        start.map(Some).ok_or(StoreFault::BeginningMissing { first_lsn, applied_lsn })
+        let segment = segment.number;
+        start.map(Some).ok_or(StoreFault::BeginningMissing { segment, first_lsn, applied_lsn })
     }
 }
 

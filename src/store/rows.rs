@@ -47,6 +47,8 @@ wire_struct! {
         pub size: u32,
         /// CRC-32C of the record's bytes: a range read does not see the commit's.
         pub checksum: u32,
+        /// [`sender_hash`] of who sent it: what is unread is counted without a read of the log.
+        pub sender: u64,
     }
 }
 
@@ -218,6 +220,84 @@ pub fn locations(
     if broken { Err(IndexFault::Row(Keyspace::Messages)) } else { Ok(()) }
 }
 
+/// Stands for a message's sender in its row.
+pub fn sender_hash(user: &str) -> u64 {
+    fingerprint(user, "")
+}
+
+/// Where one device of a user stands in one conversation, if it ever was anywhere.
+pub fn cursor_of(
+    index: &impl Index,
+    user: &str,
+    device: &str,
+    convo: &str,
+) -> Result<Option<CursorRow>, IndexFault> {
+    match index.get(Keyspace::Cursors, &key(&[user, device, convo]))? {
+        Some(value) => decode(Keyspace::Cursors, &value).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The devices of a user.
+pub fn devices(index: &impl Index, user: &str) -> Result<Vec<Id>, IndexFault> {
+    let prefix = key(&[user]);
+    let mut devices = Vec::new();
+    let mut broken = false;
+    index.scan(Keyspace::Devices, &prefix, &prefix, &mut |row, _| {
+        match texts(&row[prefix.len()..]).as_deref() {
+            Some([device]) => devices.push(Id::from(*device)),
+            _ => broken = true,
+        }
+        !broken
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Devices)) } else { Ok(devices) }
+}
+
+/// Conversation, seq and location of a row of `Keyspace::Messages`.
+pub fn message_row<'a>(row: &'a [u8], value: &[u8]) -> Option<(&'a str, u64, Location)> {
+    let (texts_of, seq) = row.split_last_chunk::<8>()?;
+    let location = decode::<Location>(Keyspace::Messages, value).ok()?;
+    match texts(texts_of)?.as_slice() {
+        [convo] => Some((convo, u64::from_be_bytes(*seq), location)),
+        _ => None,
+    }
+}
+
+/// Calls `visit` with every message that was ever accepted in a conversation, in no order.
+pub fn visit_accepted(
+    index: &impl Index,
+    convo: &str,
+    visit: &mut dyn FnMut(LostMessage),
+) -> Result<(), IndexFault> {
+    let prefix = key(&[convo]);
+    index.scan(Keyspace::Dedup, &prefix, &prefix, &mut |row, value| {
+        let accepted = decode::<Accepted>(Keyspace::Dedup, value);
+        if let (Ok(Accepted { seq, mid, ts }), Some([from, id])) =
+            (accepted, texts(&row[prefix.len()..]).as_deref())
+        {
+            let (convo, from, id) = (convo.into(), Id::from(*from), Id::from(*id));
+            visit(LostMessage { convo, seq, mid, ts, from, id });
+        }
+        true
+    })
+}
+
+/// Whether a row can be read at all.
+pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
+    let value_is = |good: bool, count: usize| {
+        good && texts(row).is_some_and(|texts| texts.len() == count)
+    };
+    match keyspace {
+        Keyspace::Meta => row == STATE_KEY && decode::<State>(keyspace, value).is_ok(),
+        Keyspace::Messages => message_row(row, value).is_some(),
+        Keyspace::Dedup => value_is(decode::<Accepted>(keyspace, value).is_ok(), 3),
+        Keyspace::Heads => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
+        Keyspace::Cursors => value_is(decode::<CursorRow>(keyspace, value).is_ok(), 3),
+        Keyspace::Devices => value_is(decode::<u64>(keyspace, value).is_ok(), 2),
+        Keyspace::Edges => value_is(value.is_empty(), 1),
+    }
+}
+
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
 fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
@@ -232,11 +312,19 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
             offset: batch.offset + start as u64,
             size: bytes.len() as u32,
             checksum: checksum_of(&bytes),
+            sender: sender_of(&record),
         };
         note_record(&record, location, state, rows);
     }
     state.applied_lsn = batch.last_lsn();
     Ok(())
+}
+
+fn sender_of(record: &Record) -> u64 {
+    match record {
+        Record::Message { message } => sender_hash(&message.from),
+        _ => 0,
+    }
 }
 
 fn note_record(record: &Record, location: Location, state: &mut State, rows: &mut NewRows) {

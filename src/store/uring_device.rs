@@ -151,7 +151,7 @@ impl LogDevice for UringDevice {
     }
 
     fn reader(&self) -> FileReader {
-        FileReader { log_path: self.log_path.clone(), files: BTreeMap::new() }
+        FileReader::new(&self.log_path)
     }
 }
 
@@ -160,6 +160,13 @@ impl LogDevice for UringDevice {
 pub struct FileReader {
     log_path: PathBuf,
     files: BTreeMap<u64, File>,
+}
+
+impl FileReader {
+    /// Reads the segments in this folder.
+    pub fn new(log_path: &Path) -> FileReader {
+        FileReader { log_path: log_path.to_path_buf(), files: BTreeMap::new() }
+    }
 }
 
 impl LogReader for FileReader {

@@ -38,6 +38,9 @@ impl Router {
                     router.refuse(request, (code.into(), &message, retry_ms), around);
                 });
             }
+            ToEdge::Page { to, .. } | ToEdge::Conversations { to, .. } => {
+                self.answer(to, around, |_, _, _| {});
+            }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {

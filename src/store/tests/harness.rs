@@ -170,6 +170,7 @@ pub fn answers_to(answer: &FromStore) -> u64 {
         | FromStore::Found { to, .. }
         | FromStore::Messages { to, .. }
         | FromStore::Records { to, .. }
+        | FromStore::Overviews { to, .. }
         | FromStore::Unavailable { to } => *to,
     }
 }

@@ -1,0 +1,355 @@
+//! One run: threads, the phases they go through together, and what they measured.
+//!
+//! Opening (all connections of all threads), warming up, measuring, draining. Latencies and
+//! processor shares are those of the measured window; accounts are those of every message.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use hdrhistogram::Histogram;
+
+use crate::accounting::Accounts;
+use crate::fleet::{Clock, Conversation, Fleet, Losses, Outboxes};
+use crate::processor::{Shares, ThreadTime};
+use crate::target::Target;
+
+const NS_PER_S: u64 = 1_000_000_000;
+/// From the moment the last thread is ready to the first message.
+const START_DELAY_NS: u64 = 5_000_000;
+const OPENING_TURN: Duration = Duration::from_millis(1);
+/// A turn waits at most this long.
+const TURN_MAX: Duration = Duration::from_millis(50);
+/// Time for opening: a constant part, and a part per connection.
+const OPENING_MAX: Duration = Duration::from_secs(10);
+const OPENING_MAX_EACH: Duration = Duration::from_millis(1);
+/// Latencies are kept to three digits up to a minute, and counted as a minute beyond.
+const LATENCY_NS_MAX: u64 = 60 * NS_PER_S;
+
+/// What all workloads have in common.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub target: Target,
+    pub connections: usize,
+    pub threads: usize,
+    pub warmup: Duration,
+    pub window: Duration,
+    /// How long answers are waited for after the last message.
+    pub drain_max: Duration,
+    /// Connections are dealt to threads in multiples of this.
+    pub group: usize,
+}
+
+/// Moments on the shared clock, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Schedule {
+    pub start_ns: u64,
+    pub measure_from_ns: u64,
+    pub end_ns: u64,
+}
+
+/// Something that keeps one thread's connections busy.
+pub trait Workload: Conversation {
+    /// Every connection can be used.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, schedule: Schedule, outboxes: &mut Outboxes);
+
+    /// Says what is due, and returns when something is due next.
+    fn drive(&mut self, now_ns: u64, outboxes: &mut Outboxes) -> u64;
+
+    /// Nothing more will be sent.
+    fn has_sent_all(&self) -> bool;
+
+    /// Every message is accounted for.
+    fn is_settled(&self) -> bool;
+
+    fn finish(self) -> Measured;
+}
+
+/// What one thread, or all of them, measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub accounts: Accounts,
+    pub latencies: Vec<(&'static str, Histogram<u64>)>,
+    /// Deliveries in each second of the window.
+    pub per_second: Vec<u64>,
+    /// What the server said when it first refused a message.
+    pub first_refusal: Option<String>,
+}
+
+/// The whole of a run.
+pub struct Outcome {
+    pub measured: Measured,
+    pub threads: Vec<Shares>,
+    pub losses: Losses,
+    pub opening: Duration,
+    /// The measured window as it was.
+    pub window: Duration,
+}
+
+struct ThreadOutcome {
+    measured: Measured,
+    shares: Shares,
+    losses: Losses,
+    ready_ns: u64,
+    window_ns: u64,
+}
+
+/// Where threads wait for each other.
+struct Gate {
+    missing: AtomicUsize,
+    has_failed: AtomicBool,
+    start_ns: OnceLock<u64>,
+}
+
+/// A histogram for latencies in nanoseconds.
+pub fn latency_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("the bounds are constants")
+}
+
+/// Counts of events by second.
+#[derive(Clone, Debug, Default)]
+pub struct PerSecond(pub Vec<u64>);
+
+impl PerSecond {
+    /// Counts one event at `now_ns`, if it lies in the measured window.
+    pub fn count(&mut self, now_ns: u64, schedule: &Schedule) {
+        if now_ns < schedule.measure_from_ns || now_ns >= schedule.end_ns {
+            return;
+        }
+        let second = ((now_ns - schedule.measure_from_ns) / NS_PER_S) as usize;
+        if self.0.len() <= second {
+            self.0.resize(second + 1, 0);
+        }
+        self.0[second] += 1;
+    }
+}
+
+/// Runs the workloads that `make` returns for ranges of connections.
+pub fn run<W: Workload>(
+    plan: &Plan,
+    make: impl Fn(Range<usize>) -> W + Sync,
+) -> anyhow::Result<Outcome> {
+    let clock = Clock(Instant::now());
+    let ranges = deal(plan);
+    let gate = Gate {
+        missing: AtomicUsize::new(ranges.len()),
+        has_failed: AtomicBool::new(false),
+        start_ns: OnceLock::new(),
+    };
+    let outcomes: Vec<anyhow::Result<ThreadOutcome>> = thread::scope(|scope| {
+        let (gate, make) = (&gate, &make);
+        let spawn = |range: Range<usize>| {
+            scope.spawn(move || {
+                let outcome = run_thread(plan, range.clone(), make(range), clock, gate);
+                if outcome.is_err() {
+                    gate.has_failed.store(true, Ordering::Relaxed);
+                }
+                outcome
+            })
+        };
+        let threads: Vec<_> = ranges.into_iter().map(spawn).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect()
+    });
+    merge(outcomes)
+}
+
+/// Ranges of connections, as even as groups allow.
+fn deal(plan: &Plan) -> Vec<Range<usize>> {
+    let groups = plan.connections / plan.group;
+    let threads = plan.threads.clamp(1, groups.max(1));
+    let bound = |thread: usize| groups * thread / threads * plan.group;
+    (0..threads).map(|thread| bound(thread)..bound(thread + 1)).collect()
+}
+
+fn run_thread<W: Workload>(
+    plan: &Plan,
+    range: Range<usize>,
+    mut workload: W,
+    clock: Clock,
+    gate: &Gate,
+) -> anyhow::Result<ThreadOutcome> {
+    let mut fleet = Fleet::new(plan.target.clone(), range, clock)?;
+    let opening_max = OPENING_MAX + OPENING_MAX_EACH * plan.connections as u32;
+    while !(fleet.is_open() && workload.is_ready()) {
+        fleet.open_more()?;
+        fleet.turn(&mut workload, OPENING_TURN)?;
+        let losses = fleet.losses();
+        if let Some(reason) = &losses.first_reason {
+            bail!("{}: a connection ended at once: {reason}", plan.target.name);
+        }
+        if clock.0.elapsed() > opening_max {
+            bail!("{}: not all connections are open after {opening_max:?}", plan.target.name);
+        }
+    }
+    let ready_ns = clock.now_ns();
+    let start_ns = wait_for_others(gate, &mut fleet, &mut workload, clock)?;
+    let measure_from_ns = start_ns + plan.warmup.as_nanos() as u64;
+    let end_ns = measure_from_ns.saturating_add(plan.window.as_nanos() as u64);
+    let schedule = Schedule { start_ns, measure_from_ns, end_ns };
+    let (shares, window_ns) = send_all(&mut fleet, &mut workload, clock, schedule)?;
+    let drain_end_ns = clock.now_ns() + plan.drain_max.as_nanos() as u64;
+    while !workload.is_settled() && clock.now_ns() < drain_end_ns {
+        if fleet.losses().count == fleet.count() {
+            break;
+        }
+        fleet.turn(&mut workload, TURN_MAX)?;
+    }
+    let losses = fleet.losses().clone();
+    Ok(ThreadOutcome { measured: workload.finish(), shares, losses, ready_ns, window_ns })
+}
+
+/// Keeps the connections alive until every thread is ready; returns the common start.
+fn wait_for_others<W: Workload>(
+    gate: &Gate,
+    fleet: &mut Fleet,
+    workload: &mut W,
+    clock: Clock,
+) -> anyhow::Result<u64> {
+    if gate.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        gate.start_ns.get_or_init(|| clock.now_ns() + START_DELAY_NS);
+    }
+    loop {
+        if let Some(start_ns) = gate.start_ns.get() {
+            return Ok(*start_ns);
+        }
+        if gate.has_failed.load(Ordering::Relaxed) {
+            bail!("another thread failed");
+        }
+        fleet.turn(workload, OPENING_TURN)?;
+    }
+}
+
+/// Warms up and measures; returns the thread's shares of a processor and the window's length.
+fn send_all<W: Workload>(
+    fleet: &mut Fleet,
+    workload: &mut W,
+    clock: Clock,
+    schedule: Schedule,
+) -> anyhow::Result<(Shares, u64)> {
+    loop {
+        let wait_ns = schedule.start_ns.saturating_sub(clock.now_ns());
+        if wait_ns == 0 {
+            break;
+        }
+        fleet.turn(workload, Duration::from_nanos(wait_ns))?;
+    }
+    workload.begin(schedule, fleet.outboxes());
+    let mut measured_from = None;
+    while !workload.has_sent_all() && fleet.losses().count < fleet.count() {
+        let now_ns = clock.now_ns();
+        if measured_from.is_none() && now_ns >= schedule.measure_from_ns {
+            measured_from = Some((ThreadTime::read(now_ns), now_ns));
+        }
+        let due_ns = workload.drive(now_ns, fleet.outboxes());
+        let wait = Duration::from_nanos(due_ns.saturating_sub(clock.now_ns())).min(TURN_MAX);
+        fleet.turn(workload, wait)?;
+    }
+    let now_ns = clock.now_ns();
+    let (from, from_ns) = measured_from.unwrap_or((ThreadTime::read(now_ns), now_ns));
+    Ok((from.until(ThreadTime::read(now_ns)), now_ns.min(schedule.end_ns) - from_ns))
+}
+
+fn merge(outcomes: Vec<anyhow::Result<ThreadOutcome>>) -> anyhow::Result<Outcome> {
+    let mut merged: Option<Outcome> = None;
+    for outcome in outcomes {
+        let thread = outcome?;
+        let window = Duration::from_nanos(thread.window_ns);
+        let opening = Duration::from_nanos(thread.ready_ns);
+        match &mut merged {
+            None => {
+                let ThreadOutcome { measured, shares, losses, .. } = thread;
+                merged = Some(Outcome { measured, threads: vec![shares], losses, opening, window });
+            }
+            Some(all) => {
+                all.measured.add(&thread.measured);
+                all.threads.push(thread.shares);
+                all.losses.count += thread.losses.count;
+                all.losses.first_reason =
+                    all.losses.first_reason.take().or(thread.losses.first_reason);
+                all.opening = all.opening.max(opening);
+                all.window = all.window.max(window);
+            }
+        }
+    }
+    Ok(merged.expect("there is at least one thread"))
+}
+
+impl Measured {
+    fn add(&mut self, other: &Measured) {
+        self.accounts.add(&other.accounts);
+        for ((_, mine), (_, theirs)) in self.latencies.iter_mut().zip(&other.latencies) {
+            mine.add(theirs).expect("the bounds are the same");
+        }
+        if self.per_second.len() < other.per_second.len() {
+            self.per_second.resize(other.per_second.len(), 0);
+        }
+        for (mine, theirs) in self.per_second.iter_mut().zip(&other.per_second) {
+            *mine += theirs;
+        }
+        self.first_refusal = self.first_refusal.take().or_else(|| other.first_refusal.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(connections: usize, threads: usize, group: usize) -> Plan {
+        Plan {
+            target: Target { name: String::new(), address: ([127, 0, 0, 1], 1).into() },
+            connections,
+            threads,
+            warmup: Duration::ZERO,
+            window: Duration::ZERO,
+            drain_max: Duration::ZERO,
+            group,
+        }
+    }
+
+    #[test]
+    fn connections_are_dealt_in_whole_groups_to_every_thread() {
+        let bounds = |plan| deal(&plan).into_iter().map(|range| (range.start, range.end));
+        let dealt = |plan| bounds(plan).collect::<Vec<_>>();
+        assert_eq!(dealt(plan(10, 1, 1)), [(0, 10)]);
+        assert_eq!(dealt(plan(10, 3, 1)), [(0, 3), (3, 6), (6, 10)]);
+        assert_eq!(dealt(plan(10, 2, 2)), [(0, 4), (4, 10)]);
+        assert_eq!(dealt(plan(2, 8, 2)), [(0, 2)]);
+    }
+
+    #[test]
+    fn seconds_of_the_window_are_counted_and_no_others() {
+        let schedule = Schedule { start_ns: 0, measure_from_ns: 10, end_ns: 10 + 2 * NS_PER_S };
+        let mut per_second = PerSecond::default();
+        for now_ns in [9, 10, 11, 10 + NS_PER_S, 10 + 2 * NS_PER_S] {
+            per_second.count(now_ns, &schedule);
+        }
+        assert_eq!(per_second.0, [2, 1]);
+    }
+
+    #[test]
+    fn threads_add_up() {
+        let mut one = latency_histogram();
+        one.record(1_000).expect("in bounds");
+        let accounts = Accounts { sent: 1, ..Accounts::default() };
+        let part = |per_second: Vec<u64>| Measured {
+            accounts,
+            latencies: vec![("echo", one.clone())],
+            per_second,
+            first_refusal: None,
+        };
+        let mut all = part(vec![1]);
+        all.add(&part(vec![2, 3]));
+        assert_eq!((all.accounts.sent, all.latencies[0].1.len()), (2, 2));
+        assert_eq!(all.per_second, [3, 3]);
+    }
+}

@@ -1,0 +1,79 @@
+//! What a client looks up: pages of a conversation, and the list of its conversations.
+//!
+//! Both are read from the store, as of everything durable when they were asked; the sequencer
+//! checks who asks, and knows which conversations a user has.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use super::appender::Waiter;
+use super::conversation::Task;
+use super::core::Sequencer;
+use super::order::{check_name, is_member};
+use super::requests::Purpose;
+use crate::limits::SERVER_FRAME_SIZE_MAX;
+use crate::link::Outlet;
+use crate::link::message::{Code, ToEdge, ToStore};
+use crate::link::record::{ConversationName, Id};
+
+/// A `history` on its way.
+pub struct PageAsked {
+    pub waiter: Waiter,
+    pub user: Id,
+    pub convo: ConversationName,
+    /// 0: from the head.
+    pub before: u64,
+    pub limit: u32,
+}
+
+impl Sequencer {
+    pub(super) fn history(&mut self, asked: PageAsked, out: &mut dyn Outlet) {
+        if let Err((code, why)) = check_name(&asked.convo) {
+            return self.refuse(asked.waiter, code, why, out);
+        }
+        if !is_member(&asked.convo, &asked.user) {
+            return self.refuse(asked.waiter, Code::NotMember, "not a member of it", out);
+        }
+        self.with_conversation(asked.convo.clone(), Task::Page(asked), out);
+    }
+
+    /// The conversation is loaded.
+    pub(super) fn page_checked(&mut self, asked: PageAsked, out: &mut dyn Outlet) {
+        let PageAsked { waiter, convo, before, limit, .. } = asked;
+        let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
+        if head == 0 {
+            let why = "no such conversation";
+            return self.refuse(waiter, Code::NoSuchConversation, why, out);
+        }
+        let before = if before == 0 { head + 1 } else { before.min(head + 1) };
+        // A frame to a client holds no more than this; the edge leaves out what does not fit.
+        let size_max = SERVER_FRAME_SIZE_MAX as u32;
+        let ask = ToStore::History { convo: convo.clone(), before, limit, size_max };
+        self.ask(ask, Purpose::Page { waiter, convo }, out);
+    }
+
+    /// The user is loaded: his conversations are those of any of his devices, by name.
+    pub(super) fn list(
+        &mut self,
+        user: &Id,
+        waiter: Waiter,
+        after: Option<ConversationName>,
+        limit: u32,
+        out: &mut dyn Outlet,
+    ) {
+        let entry = self.users.get(user).expect("loaded by the caller");
+        let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut names: BTreeSet<&ConversationName> = BTreeSet::new();
+        for device in entry.devices.values() {
+            let following = device.cursors.range::<str, _>((start, Bound::Unbounded));
+            names.extend(following.take(limit as usize).map(|(convo, _)| convo));
+        }
+        let convos: Vec<ConversationName> =
+            names.into_iter().take(limit as usize).cloned().collect();
+        if convos.is_empty() {
+            let rows = Vec::new();
+            return self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
+        }
+        self.ask(ToStore::Overview { user: user.clone(), convos }, Purpose::Overview(waiter), out);
+    }
+}

@@ -1,0 +1,123 @@
+//! What the index answers beside plain reads: pages of history, and lists of conversations.
+
+use std::collections::HashMap;
+
+use super::StoreFault;
+use super::index::Index;
+use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome, report, unavailable};
+use super::rows::{self, Location};
+use crate::link::message::{FromStore, Overview};
+use crate::link::record::{ConversationName, Id};
+use crate::store::device::LogReader;
+
+/// Rows looked at to count what is unread in one conversation. Beyond them every message counts,
+/// the reader's own too, so that one question never costs more than this per conversation.
+pub const UNREAD_COUNT_EXACT: u64 = 1_000;
+
+/// Which page of a conversation is asked for.
+pub struct Page {
+    pub convo: ConversationName,
+    /// Exclusive.
+    pub before: u64,
+    pub limit: u32,
+    pub size_max: u32,
+}
+
+impl<I: Index, R: LogReader> IndexReader<I, R> {
+    /// The newest messages of the page that fit, oldest first.
+    pub(super) fn history(
+        &mut self,
+        to: u64,
+        page: &Page,
+    ) -> Result<(FromStore, Outcome), StoreFault> {
+        let end = page.before.min(rows::head(&self.index, &page.convo)? + 1);
+        let first = end.saturating_sub(u64::from(page.limit)).max(1);
+        let mut found: Vec<(u64, Location)> = Vec::new();
+        rows::locations(&self.index, &page.convo, first, &mut |seq, location| {
+            let wanted = seq < end;
+            if wanted {
+                found.push((seq, location));
+            }
+            wanted
+        })?;
+        let unaccounted = end.saturating_sub(first) - found.len() as u64;
+        let size_max = (page.size_max as usize).min(ANSWER_SIZE_MAX);
+        let mut size = 0;
+        let fits = found.iter().rev().take_while(|(_, location)| {
+            size += location.size as usize;
+            size <= size_max
+        });
+        let kept = fits.count().max(1).min(found.len());
+        let mut messages = Vec::with_capacity(kept);
+        for (seq, location) in found.split_off(found.len() - kept) {
+            match self.message(&page.convo, seq, location) {
+                Ok(message) => messages.push(message),
+                Err(error) => {
+                    report(&error);
+                    let (answer, outcome) = unavailable(to);
+                    return Ok((answer, Outcome { unaccounted: unaccounted + 1, ..outcome }));
+                }
+            }
+        }
+        let outcome = Outcome { unaccounted, unavailable: false };
+        Ok((FromStore::Messages { to, messages }, outcome))
+    }
+
+    /// One row per conversation, as its member `user` sees it.
+    pub(super) fn overviews(
+        &self,
+        to: u64,
+        user: &Id,
+        convos: &[ConversationName],
+        others_of: impl Fn(&str, &str) -> Vec<Id>,
+    ) -> Result<FromStore, StoreFault> {
+        let mut devices: HashMap<Id, Vec<Id>> = HashMap::new();
+        let mut reached = |member: &Id, convo: &str| -> Result<(u64, u64), StoreFault> {
+            if !devices.contains_key(member) {
+                devices.insert(member.clone(), rows::devices(&self.index, member)?);
+            }
+            let mut highest = (0, 0);
+            for device in &devices[member] {
+                if let Some(row) = rows::cursor_of(&self.index, member, device, convo)? {
+                    highest = (highest.0.max(row.delivered), highest.1.max(row.read));
+                }
+            }
+            Ok(highest)
+        };
+        let mut found = Vec::with_capacity(convos.len());
+        for convo in convos {
+            let head = rows::head(&self.index, convo)?;
+            let (delivered, read) = reached(user, convo)?;
+            let (mut others_delivered, mut others_read) = (head, head);
+            for other in others_of(convo, user) {
+                let (delivered, read) = reached(&other, convo)?;
+                others_delivered = others_delivered.min(delivered);
+                others_read = others_read.min(read);
+            }
+            let unread = self.unread(user, convo, read, head)?;
+            let convo = convo.clone();
+            found.push(Overview {
+                convo,
+                head,
+                delivered,
+                read,
+                unread,
+                others_delivered,
+                others_read,
+            });
+        }
+        Ok(FromStore::Overviews { to, rows: found })
+    }
+
+    fn unread(&self, user: &Id, convo: &str, read: u64, head: u64) -> Result<u64, StoreFault> {
+        let own = rows::sender_hash(user);
+        let end = head.min(read + UNREAD_COUNT_EXACT);
+        let mut count = head - end;
+        rows::locations(&self.index, convo, read + 1, &mut |seq, location| {
+            let counted = seq <= end;
+            count += u64::from(counted && location.sender != own);
+            counted
+        })?;
+        Ok(count)
+    }
+}
