@@ -17,7 +17,9 @@ use crate::clock::Now;
 use crate::{edge, sequencer, store};
 use failure::Failure;
 use file::ConfigurationFile;
-use settings::{EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings};
+use settings::{
+    EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings,
+};
 
 /// A self-hosted real-time messaging backbone.
 ///

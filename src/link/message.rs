@@ -302,3 +302,16 @@ wire_struct! {
         pub ts: u64,
     }
 }
+
+impl FromStore {
+    /// The entry that this answers.
+    pub fn to(&self) -> u64 {
+        use FromStore::*;
+        match self {
+            Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
+            Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
+            Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
+            Unavailable { to } => *to,
+        }
+    }
+}

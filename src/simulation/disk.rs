@@ -160,6 +160,12 @@ impl LogDevice for SimDisk {
         self.shared.borrow_mut().pending.push(create);
     }
 
+    fn reopen(&mut self, segment: u64, size: u64) {
+        let progress = Creation::FileSynced;
+        let reopen = Pending::Create { segment, size, progress };
+        self.shared.borrow_mut().pending.push(reopen);
+    }
+
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {
         let mut shared = self.shared.borrow_mut();
         let size = shared.files.get(&segment).map_or(0, |file| file.visible.len());

@@ -27,6 +27,7 @@ const OPEN_FILES_MAX: usize = 256;
 const WORKER_COUNT: usize = 1;
 /// How long a predecessor that is dying may keep its lock.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(2);
 
 /// The index in a folder.
 pub struct FjallIndex {
@@ -44,7 +45,7 @@ impl FjallIndex {
             match FjallIndex::try_open(path) {
                 Ok(index) => return Ok(index),
                 Err(fjall::Error::Locked) if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(20));
+                    sleep(LOCK_RETRY);
                 }
                 Err(fjall::Error::Locked) => {
                     let path = path.display().to_string();

@@ -44,7 +44,7 @@ pub struct Recovered {
     pub segment_max: u64,
     pub positions: PositionMap,
     /// Segments without a header of this log: prepared and never used.
-    pub unused_segments: Vec<u64>,
+    pub unused_segments: Vec<SegmentInfo>,
 }
 
 /// Reads the log and hands every commit above the index to `replay`, in order.
@@ -65,7 +65,7 @@ pub fn recover<R: LogReader>(
     let mut recovered = scan.recovered;
     recovered.log_id = survey.log_id;
     recovered.segment_max = segments.iter().map(|segment| segment.number).max().unwrap_or(0);
-    recovered.unused_segments = survey.unused.iter().map(|segment| segment.number).collect();
+    recovered.unused_segments = survey.unused;
     Ok(recovered)
 }
 

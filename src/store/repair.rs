@@ -101,9 +101,7 @@ pub fn mend<R: LogReader>(
     let size_of = |number| segments.iter().find(|info| info.number == number).map(|s| s.size);
     patch::apply(reader, patch, &findings.plan, &puts, size_of).context("changing the log")?;
     match index {
-        Some(index) if !findings.plan.losses.is_empty() => {
-            Ok(indexed::stale_rows(index, reader)?)
-        }
+        Some(index) if !findings.plan.losses.is_empty() => Ok(indexed::stale_rows(index, reader)?),
         _ => Ok(Vec::new()),
     }
 }

@@ -284,9 +284,8 @@ pub fn visit_accepted(
 
 /// Whether a row can be read at all.
 pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
-    let value_is = |good: bool, count: usize| {
-        good && texts(row).is_some_and(|texts| texts.len() == count)
-    };
+    let value_is =
+        |good: bool, count: usize| good && texts(row).is_some_and(|texts| texts.len() == count);
     match keyspace {
         Keyspace::Meta => row == STATE_KEY && decode::<State>(keyspace, value).is_ok(),
         Keyspace::Messages => message_row(row, value).is_some(),

@@ -272,6 +272,8 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Send { id, .. } => format!("send {id}"),
         ToSequencer::Acknowledge { seq, .. } => format!("ack {seq}"),
         ToSequencer::Sync { .. } => "sync".into(),
+        ToSequencer::History { before, .. } => format!("history {before}"),
+        ToSequencer::Conversations { limit, .. } => format!("conversations {limit}"),
         ToSequencer::Room { stream, .. } => format!("room {stream}"),
         ToSequencer::Dropped { seq, stream, .. } => format!("dropped {seq} {stream}"),
     }

@@ -107,7 +107,7 @@ pub fn plan<R: LogReader>(
     }
     let foreign_index = log_id.is_some() && witness.log_id.is_some_and(|id| Some(id) != log_id);
     let witness = if foreign_index { Witness::default() } else { witness };
-    let log_id = log_id.or(witness.log_id);
+    let log_id = log_id.or(witness.log_id).or_else(|| any_log_id(reader, segments));
     let plan = Plan { log_id, foreign_index, next_lsn: 1, ..Plan::default() };
     let mut walk = Walk {
         reader,
@@ -363,20 +363,7 @@ impl<R: LogReader> Walk<'_, R> {
 
     /// The intact commit of this log at `offset`.
     fn commit_at(&mut self, info: SegmentInfo, offset: u64) -> Option<Commit> {
-        if offset + BLOCK > info.size {
-            return None;
-        }
-        let mut bytes = vec![0; BLOCK_SIZE];
-        read_or_zero(self.reader, info.number, offset, &mut bytes);
-        let header = peek_commit(&bytes).ok()?;
-        let fits = offset + header.size_on_disk() <= info.size;
-        if header.log_id != self.log_id || !fits {
-            return None;
-        }
-        bytes.resize(header.size_on_disk() as usize, 0);
-        let rest = offset + BLOCK;
-        read_or_zero(self.reader, info.number, rest, &mut bytes[BLOCK_SIZE..]);
-        decode_commit(&Bytes::from(bytes)).ok()
+        intact_at(self.reader, info, offset).filter(|commit| commit.header.log_id == self.log_id)
     }
 }
 
@@ -391,11 +378,41 @@ fn header_of(
     read_or_zero(reader, info.number, 0, &mut block);
     match decode_segment_header(&block) {
         Ok(header) => Ok(Some(header).filter(|header| header.number == info.number)),
-        Err(reason @ Invalid::Version(_)) => {
-            Err(Hopeless::Newer { segment: info.number, reason })
-        }
+        Err(reason @ Invalid::Version(_)) => Err(Hopeless::Newer { segment: info.number, reason }),
         Err(_) => Ok(None),
     }
+}
+
+/// When no header can be read: whose commits these are.
+fn any_log_id(reader: &mut impl LogReader, segments: &[SegmentInfo]) -> Option<LogId> {
+    let mut block = vec![0; BLOCK_SIZE];
+    for info in segments {
+        for offset in (BLOCK..info.size.saturating_sub(BLOCK - 1)).step_by(BLOCK_SIZE) {
+            read_or_zero(reader, info.number, offset, &mut block);
+            if let Ok(header) = peek_commit(&block)
+                && intact_at(reader, *info, offset).is_some()
+            {
+                return Some(header.log_id);
+            }
+        }
+    }
+    None
+}
+
+/// The intact commit at `offset`, of whatever log.
+fn intact_at(reader: &mut impl LogReader, info: SegmentInfo, offset: u64) -> Option<Commit> {
+    if offset + BLOCK > info.size {
+        return None;
+    }
+    let mut bytes = vec![0; BLOCK_SIZE];
+    read_or_zero(reader, info.number, offset, &mut bytes);
+    let size = peek_commit(&bytes).ok()?.size_on_disk();
+    if offset + size > info.size {
+        return None;
+    }
+    bytes.resize(size as usize, 0);
+    read_or_zero(reader, info.number, offset + BLOCK, &mut bytes[BLOCK_SIZE..]);
+    decode_commit(&Bytes::from(bytes)).ok()
 }
 
 /// Reads; a block that the disk cannot read is zeros.

@@ -53,7 +53,7 @@ impl Real {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             self.store.poll(Now::read(), &mut self.outlet).expect("the disk works");
-            let found = self.outlet.answers.iter().find(|answer| answers_to(answer) == number);
+            let found = self.outlet.answers.iter().find(|answer| answer.to() == number);
             if let Some(answer) = found {
                 return answer.clone();
             }

@@ -119,7 +119,7 @@ impl Harness {
     /// The answer to request `number`, if it has come.
     pub fn answer(&self, number: u64) -> Option<FromStore> {
         let mut answers = self.outlet.answers.iter().rev();
-        answers.find(|answer| answers_to(answer) == number).cloned()
+        answers.find(|answer| answer.to() == number).cloned()
     }
 
     /// Asks, lets everything happen, and returns the answer.
@@ -156,22 +156,6 @@ impl Harness {
                 other => panic!("no records: {other:?}"),
             }
         }
-    }
-}
-
-pub fn answers_to(answer: &FromStore) -> u64 {
-    match answer {
-        FromStore::Granted { to, .. }
-        | FromStore::Resumed { to, .. }
-        | FromStore::Fenced { to, .. }
-        | FromStore::Durable { to, .. }
-        | FromStore::Conversation { to, .. }
-        | FromStore::User { to, .. }
-        | FromStore::Found { to, .. }
-        | FromStore::Messages { to, .. }
-        | FromStore::Records { to, .. }
-        | FromStore::Overviews { to, .. }
-        | FromStore::Unavailable { to } => *to,
     }
 }
 
