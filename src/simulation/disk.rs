@@ -106,6 +106,11 @@ impl SimDisk {
         self.shared.borrow_mut().fails_writes = true;
     }
 
+    /// From now on writes work again.
+    pub fn mend_writes(&self) {
+        self.shared.borrow_mut().fails_writes = false;
+    }
+
     /// From now on the flush when a log is opened fails, or works again.
     pub fn fail_flush(&self, fails: bool) {
         self.shared.borrow_mut().fails_flush = fails;

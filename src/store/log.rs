@@ -99,9 +99,9 @@ impl<D: LogDevice> Log<D> {
     /// Goes on after what was recovered. `device` had made that durable ([`LogDevice::flush`]).
     pub fn new(mut device: D, recovered: Recovered, options: LogOptions) -> Log<D> {
         let log_id = recovered.log_id.unwrap_or(options.new_log_id);
-        let positions = recovered.positions.with_log_id(log_id);
         let mut reader = device.reader();
         let spare = spare(&mut reader, &recovered, options);
+        let positions = recovered.positions.with_log_id(log_id);
         for unused in &recovered.unused_segments {
             if spare.is_none_or(|spare| spare.number != unused.number) {
                 device.remove(unused.number);

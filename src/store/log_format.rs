@@ -117,7 +117,7 @@ impl From<Malformed> for Invalid {
 }
 
 /// Whole blocks that a commit with `payload_size` bytes of records takes.
-pub fn padded_size(payload_size: usize) -> usize {
+pub const fn padded_size(payload_size: usize) -> usize {
     (COMMIT_HEADER_SIZE + payload_size).next_multiple_of(BLOCK_SIZE)
 }
 

@@ -76,7 +76,8 @@ pub enum StoreFault {
     #[error(
         "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
          position {expected_lsn}, and position {known_durable} is known to have been durable; \
-         restore the segment from a copy, or see what `aldis repair` would do; nothing was changed"
+         restore the segment from a copy, or see what `aldis repair` would do; the log was not \
+         changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(

@@ -17,7 +17,10 @@ use super::log_format::{
 };
 use super::positions::{Place, PositionMap, read_commit, records_offset};
 use super::{Batch, StoreFault};
+use crate::limits::LINK_ENTRY_SIZE_MAX;
 
+/// Bytes on disk of the largest commit; as many zeros are the end of what was written.
+const COMMIT_SIZE_MAX: usize = padded_size(LINK_ENTRY_SIZE_MAX);
 /// Bytes per read when a segment is searched for commits that should not be there.
 const SEARCH_SIZE: usize = 1024 * 1024;
 
@@ -297,7 +300,8 @@ impl<'a, R: LogReader> Scan<'a, R> {
         Ok(highest)
     }
 
-    /// Visits the intact commits of this log that begin at any block from `offset` on.
+    /// Visits the intact commits of this log that begin at any block from `offset` on, up to more
+    /// zeros than one commit can be long: a segment is zeros until it is written, from its start on.
     fn search(
         &mut self,
         survey: &Survey,
@@ -307,7 +311,8 @@ impl<'a, R: LogReader> Scan<'a, R> {
     ) -> Result<(), StoreFault> {
         let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
-        while place.offset + BLOCK_SIZE as u64 <= segment.size {
+        let mut zero_size = 0;
+        while zero_size < COMMIT_SIZE_MAX && place.offset + BLOCK_SIZE as u64 <= segment.size {
             let size = ((segment.size - place.offset) as usize).min(SEARCH_SIZE);
             let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
@@ -315,6 +320,11 @@ impl<'a, R: LogReader> Scan<'a, R> {
                 let offset = place.offset + block as u64;
                 let at = Place { offset, ..place };
                 let bytes = &window[block..][..BLOCK_SIZE];
+                if bytes == [0; BLOCK_SIZE] {
+                    zero_size += BLOCK_SIZE;
+                    continue;
+                }
+                zero_size = 0;
                 if let Some(header) = self.intact_commit(survey, at, segment.size, bytes)? {
                     visit(&header);
                 }

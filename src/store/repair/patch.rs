@@ -38,8 +38,8 @@ pub struct Put {
     pub bytes: Vec<u8>,
 }
 
-/// All that the plan writes. `known`: the messages of each loss that the index knew, in the order of
-/// the log.
+/// All that the plan writes. `known`: the messages of each loss that the index knew, in the order
+/// of the log.
 pub fn puts(plan: &Plan, known: &[Vec<LostMessage>]) -> Vec<Put> {
     let log_id = plan.log_id.unwrap_or_default();
     let headers = plan.headers.iter().map(|header| {

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a planned log has every position from 1 to its end exactly once. What is intact stays
 //! where it is, byte for byte; a stretch of positions that nothing intact holds becomes one commit
-//! of `Lost` records, in the place of the first damaged one; and the chain of checksums runs through
-//! it, because such a commit carries the checksum that its successor repeats.
+//! of `Lost` records, in the place of the first damaged one; and the chain of checksums runs
+//! through it, because such a commit carries the checksum that its successor repeats.
 
 use bytes::Bytes;
 
@@ -117,6 +117,7 @@ pub fn plan<R: LogReader>(
         epoch: 0,
         incarnation: 0,
         end: None,
+        intact_until: Place::default(),
     };
     for index in 0..entries.len() {
         walk.segment(&entries, index, witness)?;
@@ -141,6 +142,8 @@ struct Walk<'a, R> {
     incarnation: u64,
     /// Behind the last commit, in the last segment that is in use.
     end: Option<Place>,
+    /// Behind the last intact commit: what is lost next lay from here on.
+    intact_until: Place,
 }
 
 impl<R: LogReader> Walk<'_, R> {
@@ -212,11 +215,11 @@ impl<R: LogReader> Walk<'_, R> {
     fn reach(&mut self, header: SegmentHeader) -> Result<(), Hopeless> {
         if header.first_lsn > self.plan.next_lsn {
             let to = Place { segment: header.number, offset: BLOCK };
-            let (place, from) = match self.end {
-                Some(end) => (end, end),
-                None => (self.new_beginning(header.number)?, Place { segment: 0, offset: 0 }),
+            let place = match self.end {
+                Some(end) => end,
+                None => self.new_beginning(header.number)?,
             };
-            self.lose(place, None, (from, to), header.first_lsn, header.previous_checksum)?;
+            self.lose(place, None, to, header.first_lsn, header.previous_checksum)?;
         } else if header.previous_checksum != self.checksum {
             return Err(Hopeless::Chain { segment: header.number });
         }
@@ -248,6 +251,7 @@ impl<R: LogReader> Walk<'_, R> {
             match self.commit_at(info, place.offset) {
                 Some(commit) if self.follows(&commit, bound) => {
                     place.offset += commit.header.size_on_disk();
+                    self.intact_until = place;
                     self.accept(&commit);
                 }
                 _ => {
@@ -259,9 +263,9 @@ impl<R: LogReader> Walk<'_, R> {
                     };
                     let room = Some(offset - place.offset);
                     let header = next.header;
-                    let extent = (place, Place { offset, ..place });
-                    self.lose(place, room, extent, header.first_lsn, header.previous_checksum)?;
-                    place.offset = offset;
+                    let to = Place { offset, ..place };
+                    self.lose(place, room, to, header.first_lsn, header.previous_checksum)?;
+                    place = to;
                 }
             }
             self.end = Some(place);
@@ -296,15 +300,15 @@ impl<R: LogReader> Walk<'_, R> {
         };
         // A grant may be among what is lost.
         self.epoch = self.epoch.max(witness.epoch) + 1;
-        let extent = (self.end.unwrap_or_default(), Place { segment: u64::MAX, offset: 0 });
-        self.lose(place, None, extent, witness.applied_lsn + 1, 0)
+        let to = Place { segment: u64::MAX, offset: 0 };
+        self.lose(place, None, to, witness.applied_lsn + 1, 0)
     }
 
     fn lose(
         &mut self,
         place: Place,
         room: Option<u64>,
-        extent: (Place, Place),
+        to: Place,
         until_lsn: u64,
         stands_for: u32,
     ) -> Result<(), Hopeless> {
@@ -313,6 +317,7 @@ impl<R: LogReader> Walk<'_, R> {
         let too_many = Hopeless::TooMany { first_lsn, count };
         let count = u32::try_from(count).map_err(|_| too_many)?;
         let (epoch, previous_checksum) = (self.epoch, self.checksum);
+        let extent = (std::mem::replace(&mut self.intact_until, to), to);
         self.plan.losses.push(Loss {
             first_lsn,
             count,

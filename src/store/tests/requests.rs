@@ -292,6 +292,29 @@ fn a_failed_write_is_a_fault() {
     harness.disk.settle();
     let fault = harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
     assert!(matches!(fault, StoreFault::Device(_)));
+    let (text, place) = (fault.to_string(), "write of log segment 1 at offset 0 failed");
+    assert!(text.contains(place), "{text}");
+}
+
+/// A commit fails at any point of a log, and the next life of the store has all before it.
+#[test]
+fn after_a_failed_write_the_next_life_has_everything_answered() {
+    for (seed, count) in (0..12).map(|number| (number, number % 6)) {
+        let mut harness = Harness::new(seed);
+        let (epoch, first) = harness.acquire();
+        for index in 0..count {
+            let records = [message_record("g", index + 1, 3_000)];
+            assert!(durable(harness.get(&append(epoch, first + index, &records))) > first + index);
+        }
+        harness.disk.fail_writes();
+        harness.ask(&append(epoch, first + count, &[message_record("g", count + 1, 3_000)]));
+        harness.disk.settle();
+        harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
+        harness.disk.mend_writes();
+        let mut harness = harness.restart(0, 2).expect("what failed was never answered");
+        assert_eq!(harness.read_all().len() as u64, 1 + count);
+        assert_eq!(harness.acquire(), (epoch + 1, first + count + 1));
+    }
 }
 
 #[test]
