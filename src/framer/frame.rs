@@ -133,9 +133,10 @@ pub fn encode_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
     encode_frame(Opcode::Close, &payload[..2 + size], out);
 }
 
-/// Whether an endpoint may send this code (RFC 6455 7.4).
+/// Whether an endpoint may send this code: RFC 6455 7.4, and what was registered since (1012 to
+/// 1014).
 pub fn is_close_code(code: u16) -> bool {
-    matches!(code, 1000..=1003 | 1007..=1011 | 3000..=4999)
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
 fn check_first(first: u8, reserved_allowed: u8) -> Result<Opcode, Violation> {
@@ -192,6 +193,14 @@ mod tests {
 
     fn decode(bytes: &[u8]) -> Result<Option<Header>, Violation> {
         Header::decode(bytes, RESERVED_NONE)
+    }
+
+    #[test]
+    fn close_codes_are_those_that_were_registered() {
+        let good = [1000..=1003, 1007..=1014, 3000..=4999];
+        for code in 0..=u16::MAX {
+            assert_eq!(is_close_code(code), good.iter().any(|range| range.contains(&code)));
+        }
     }
 
     #[test]

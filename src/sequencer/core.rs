@@ -96,6 +96,8 @@ pub struct Sequencer {
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
+    /// Catchings-up of all sessions in this life.
+    pub(super) streams_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
     /// The store takes no batch now: new sends are refused until then.
@@ -133,6 +135,7 @@ impl Sequencer {
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
+            streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
             refuse_until_us: 0,

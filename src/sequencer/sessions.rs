@@ -217,9 +217,10 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.sessions.insert(key);
         }
+        let stream = self.next_stream();
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
-        owner.session = Some(Session::new(waiter.peer, address, number, manual));
+        owner.session = Some(Session::new(waiter.peer, address, number, manual, stream));
         if !manual {
             self.catch_up(user, &device, None, out);
         }

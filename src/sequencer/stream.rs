@@ -94,13 +94,21 @@ pub enum Live {
 }
 
 impl Session {
-    pub fn new(peer: PeerId, address: Address, number: SessionNumber, manual: bool) -> Session {
+    /// `stream` is above that of every session before, so that nothing meant for one of them, by a
+    /// device that has come back or been told again, passes for this one's.
+    pub fn new(
+        peer: PeerId,
+        address: Address,
+        number: SessionNumber,
+        manual: bool,
+        stream: u64,
+    ) -> Session {
         Session {
             peer,
             address,
             number,
             manual,
-            stream: 1,
+            stream,
             positions: BTreeMap::new(),
             requests: VecDeque::new(),
             reading: None,
@@ -143,8 +151,8 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, request: Request) {
-        self.stream += 1;
+    fn begin(&mut self, request: Request, stream: u64) {
+        self.stream = stream;
         for (convo, pushed_upto) in &request.due {
             let position =
                 Position { pushed_upto: *pushed_upto, catching: true, stream: self.stream };
@@ -245,13 +253,14 @@ impl Sequencer {
 
     /// The chunk has left for the socket.
     pub(super) fn room(&mut self, user: &Id, named: &Retired, stream: u64, out: &mut dyn Outlet) {
+        let next_stream = self.next_stream();
         if self.has_session(user, named)
             && let Some(session) = self.session(user, &named.device)
         {
             session.awaits_room = false;
             if let Some(lag) = session.lag.take_if(|lag| lag.stream <= stream) {
                 let due = lag.pushed_upto.into_iter().collect();
-                session.begin(Request { reply: None, due, heads: Vec::new() });
+                session.begin(Request { reply: None, due, heads: Vec::new() }, next_stream);
             }
             self.pump(user, &named.device, out);
         }
@@ -270,6 +279,7 @@ impl Sequencer {
         if !self.has_session(user, named) {
             return;
         }
+        let next_stream = self.next_stream();
         let Some(session) = self.session(user, &named.device) else { return };
         let position = session.positions.get(&convo);
         if position.is_some_and(|position| position.stream > stream) {
@@ -282,7 +292,7 @@ impl Sequencer {
             *lowest = pushed_upto.min(*lowest);
             return;
         }
-        session.stream += 1;
+        session.stream = next_stream;
         let pushed_upto = BTreeMap::from([(convo, pushed_upto)]);
         session.lag = Some(Lag { stream: session.stream, pushed_upto });
         let (peer, target) = (session.peer, session.target());
@@ -333,13 +343,19 @@ impl Sequencer {
         self.say(peer, ToEdge::Backlog { target, messages, wants_room: true }, out);
     }
 
+    pub(super) fn next_stream(&mut self) -> u64 {
+        self.streams_counter += 1;
+        self.streams_counter
+    }
+
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
         self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
     }
 
     fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
+        let stream = self.next_stream();
         if let Some(session) = self.session(user, device) {
-            session.begin(request);
+            session.begin(request, stream);
             self.pump(user, device, out);
         }
     }
@@ -420,12 +436,13 @@ impl Sequencer {
         let Some(position) = session.positions.get_mut(convo) else {
             return;
         };
-        position.catching = false;
-        let pushed_upto = position.pushed_upto;
         if let Some(request) = session.requests.front_mut() {
             request.due.pop_front();
-            request.heads.push((convo.clone(), pushed_upto));
+            request.heads.push((convo.clone(), position.pushed_upto));
         }
+        // A later request may have it before it still, and reads it again.
+        let mut due = session.requests.iter().flat_map(|request| &request.due);
+        position.catching = due.any(|(due, _)| due == convo);
     }
 
     fn finish_request(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {

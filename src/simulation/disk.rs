@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
+use super::planted::{Planted, is_planted};
 use crate::store::device::{
     DeviceEvent, DeviceFault, LogDevice, LogReader, Operation, SegmentInfo,
 };
@@ -32,6 +33,15 @@ struct Shared {
     fails_writes: bool,
     fails_flush: bool,
     fault: Option<DeviceFault>,
+    /// What became durable since it was last asked for, if somebody watches.
+    watched: Option<Vec<DurableWrite>>,
+}
+
+/// A write that no power cut takes back any more.
+pub struct DurableWrite {
+    pub segment: u64,
+    pub offset: u64,
+    pub data: Vec<u8>,
 }
 
 struct File {
@@ -41,6 +51,18 @@ struct File {
     dirty: BTreeMap<usize, Vec<u8>>,
     /// Its name survives a power cut.
     named: bool,
+}
+
+impl File {
+    /// Whole sectors into the cache: read, and lost in a power cut, if it wants.
+    fn write_unsynced(&mut self, offset: usize, data: &[u8]) {
+        for (index, sector) in data.chunks(SECTOR_SIZE).enumerate() {
+            let start = offset + index * SECTOR_SIZE;
+            let place = &mut self.visible[start..][..sector.len()];
+            self.dirty.entry(start).or_insert_with(|| place.to_vec());
+            place.copy_from_slice(sector);
+        }
+    }
 }
 
 enum Pending {
@@ -67,6 +89,7 @@ impl SimDisk {
             fails_writes: false,
             fails_flush: false,
             fault: None,
+            watched: None,
         };
         SimDisk { shared: Rc::new(RefCell::new(shared)) }
     }
@@ -96,6 +119,37 @@ impl SimDisk {
         self.shared.borrow_mut().lose_unsynced();
     }
 
+    /// From now on, keeps what becomes durable for [`SimDisk::take_durable`].
+    pub fn watch(&self) {
+        self.shared.borrow_mut().watched = Some(Vec::new());
+    }
+
+    /// The writes that became durable since the last call.
+    pub fn take_durable(&self) -> Vec<DurableWrite> {
+        self.shared.borrow_mut().watched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// What of a segment would survive a power cut now, for certain.
+    pub fn durable_content(&self, segment: u64) -> Option<Vec<u8>> {
+        let shared = self.shared.borrow();
+        let file = shared.files.get(&segment)?;
+        let mut content = file.visible.clone();
+        for (start, old) in &file.dirty {
+            content[*start..][..old.len()].copy_from_slice(old);
+        }
+        Some(content)
+    }
+
+    /// Bytes that files take altogether.
+    pub fn used(&self) -> u64 {
+        self.shared.borrow().files.values().map(|file| file.visible.len() as u64).sum()
+    }
+
+    /// Whether a request is under way.
+    pub fn is_busy(&self) -> bool {
+        !self.shared.borrow().pending.is_empty()
+    }
+
     /// From now on files may take `space` bytes altogether.
     pub fn set_space(&self, space: u64) {
         self.shared.borrow_mut().space = space;
@@ -114,6 +168,11 @@ impl SimDisk {
     /// From now on the flush when a log is opened fails, or works again.
     pub fn fail_flush(&self, fails: bool) {
         self.shared.borrow_mut().fails_flush = fails;
+    }
+
+    /// From now on writes work again.
+    pub fn repair(&self) {
+        self.shared.borrow_mut().fails_writes = false;
     }
 
     /// Flips a bit of what the disk holds.
@@ -282,7 +341,14 @@ impl Shared {
             return;
         }
         if let Some(file) = self.files.get_mut(&segment) {
-            file.visible[offset as usize..][..data.len()].copy_from_slice(data);
+            if is_planted(Planted::SkipSync) {
+                file.write_unsynced(offset as usize, data);
+            } else {
+                file.visible[offset as usize..][..data.len()].copy_from_slice(data);
+                if let Some(watched) = &mut self.watched {
+                    watched.push(DurableWrite { segment, offset, data: data.to_vec() });
+                }
+            }
             self.events.push_back(DeviceEvent::Written { segment, offset });
         }
     }
@@ -319,10 +385,7 @@ impl Shared {
         };
         for (index, sector) in data.chunks(SECTOR_SIZE).enumerate() {
             if choice.unwrap_or_else(|| self.random.flip()) {
-                let start = offset as usize + index * SECTOR_SIZE;
-                let place = &mut file.visible[start..][..sector.len()];
-                file.dirty.entry(start).or_insert_with(|| place.to_vec());
-                place.copy_from_slice(sector);
+                file.write_unsynced(offset as usize + index * SECTOR_SIZE, sector);
             }
         }
     }

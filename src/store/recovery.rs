@@ -1,7 +1,8 @@
 //! Opening a log: finds where it ends, and refuses when durable commits before that end are broken.
 //!
-//! Reading starts in the segment of the first position that the index lacks, so its time does not
-//! depend on the size of the log. What is there has been made durable before. The first commit that
+//! Reading starts in the segment of the first position that the index lacks, or up to
+//! [`VERIFIED_SIZE`] before it, so its time does not depend on the size of the log. What is there
+//! has been made durable before. The first commit that
 //! is missing or broken is the end, unless a position at or above it is known to have been durable:
 //! by the header of a later segment or commit, or because the index has applied it. Then the log is
 //! corrupt.
@@ -23,6 +24,11 @@ use crate::limits::LINK_ENTRY_SIZE_MAX;
 const COMMIT_SIZE_MAX: usize = padded_size(LINK_ENTRY_SIZE_MAX);
 /// Bytes per read when a segment is searched for commits that should not be there.
 const SEARCH_SIZE: usize = 1024 * 1024;
+
+/// Bytes of segments below the index's position that are read again at every start: they need no
+/// replay, but damage that happened while everything was stopped is better found now than by the
+/// first client that asks for its history.
+const VERIFIED_SIZE: u64 = 256 * 1024 * 1024;
 
 /// What is known of the log before it is read, from the index.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +86,8 @@ struct Survey {
 }
 
 impl Survey {
-    /// Index of the segment with the first position that the index lacks.
+    /// Index of the segment to begin in: that with the first position that the index lacks, or one
+    /// before it.
     fn start(&self, known: Known) -> Result<Option<usize>, StoreFault> {
         let Some((segment, first)) = self.used.first() else {
             return Ok(None);
@@ -90,7 +97,20 @@ impl Survey {
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
         let segment = segment.number;
-        start.map(Some).ok_or(StoreFault::BeginningMissing { segment, first_lsn, applied_lsn })
+        let missing = StoreFault::BeginningMissing { segment, first_lsn, applied_lsn };
+        let start = start.ok_or(missing)?;
+        Ok(Some(self.verified_from(start)))
+    }
+
+    fn verified_from(&self, mut start: usize) -> usize {
+        let mut left = VERIFIED_SIZE;
+        while start > 0
+            && let Some(rest) = left.checked_sub(self.used[start - 1].0.size)
+        {
+            left = rest;
+            start -= 1;
+        }
+        start
     }
 }
 

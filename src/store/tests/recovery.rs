@@ -210,13 +210,23 @@ fn all_messages_are_there(harness: &mut Harness, count: u64) {
 }
 
 #[test]
-fn opening_reads_only_above_the_index() {
+fn damage_below_the_index_is_found_at_the_next_start() {
     let harness = filled(9, 40);
     let (disk, index) = (harness.disk.clone(), harness.index.clone());
     drop(harness);
-    // A segment that the index has long covered is not read, so what it holds cannot matter.
+    // The index has long covered the first segment: nothing of it would be replayed.
     disk.corrupt(1, 3 * 4096 + 20);
-    assert!(open(&disk, &index, 2).is_ok());
+    assert_eq!(refuse(&disk, &index), (1, 3 * 4096, 3, 7));
+}
+
+#[test]
+fn a_missing_segment_below_the_index_is_found_at_the_next_start() {
+    let harness = filled(12, 40);
+    let (disk, index) = (harness.disk.clone(), harness.index.clone());
+    drop(harness);
+    disk.lose(2);
+    let (segment, offset, expected_lsn, _) = refuse(&disk, &index);
+    assert_eq!((segment, offset, expected_lsn), (1, 8 * 4096, 8));
 }
 
 #[test]

@@ -1,0 +1,55 @@
+//! Seeds of the simulator: that they hold, that they replay, and that planted bugs are found.
+
+use super::{Failure, Options, Report, run};
+
+/// Of an ordinary test run.
+const SEED_COUNT: u64 = 60;
+
+/// `ALDIS_SEEDS=n`: so many seeds. `ALDIS_SEED=x`: this one, and all that happened in it.
+#[test]
+fn seeds_hold() {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let count = number("ALDIS_SEEDS").unwrap_or(SEED_COUNT);
+    let (seeds, event_count_max) = match number("ALDIS_SEED") {
+        Some(seed) => (seed..seed + 1, usize::MAX),
+        None => (0..count, Options::default().event_count_max),
+    };
+    let options = Options { event_count_max, ..Options::default() };
+    let failures = run_all(seeds, &options);
+    if let Some(first) = failures.first() {
+        let others = failures.iter().map(|failure| format!("{} ({})", failure.seed, failure.what));
+        panic!("{first}\n\nall that fail:\n{}", others.collect::<Vec<_>>().join("\n"));
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [1, 2, 5] {
+        let [one, other] = [(); 2].map(|()| run(seed, &Options::default()));
+        assert_eq!(one.expect("it holds"), other.expect("it holds"));
+    }
+}
+
+/// Runs the seeds on two threads, which share nothing; returns what failed, by seed.
+fn run_all(seeds: std::ops::Range<u64>, options: &Options) -> Vec<Failure> {
+    let run_half = |half: u64| {
+        let seeds = seeds.clone().filter(move |seed| seed % 2 == half);
+        seeds.map(|seed| run(seed, options)).collect::<Vec<Result<Report, Failure>>>()
+    };
+    let all = std::thread::scope(|scope| {
+        let halves = [0, 1].map(|half| scope.spawn(move || run_half(half)));
+        halves.map(|half| half.join().expect("a run catches its panics"))
+    });
+    let [even, odd] = all;
+    let mut failures: Vec<Failure> = Vec::new();
+    let mut sum = Report::default();
+    for ran in even.into_iter().chain(odd) {
+        match ran {
+            Ok(report) => sum = sum.plus(&report),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    failures.sort_by_key(|failure| failure.seed);
+    println!("{} seeds, {} fail; altogether {sum:?}", seeds.end - seeds.start, failures.len());
+    failures
+}
