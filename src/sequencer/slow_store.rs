@@ -162,3 +162,22 @@ fn what_waits_for_a_slow_sync_is_bounded_and_the_rest_is_refused() {
     world.send();
     assert_eq!(world.refusals(), before, "taken again");
 }
+
+#[test]
+fn a_store_without_room_is_asked_again_and_new_sends_are_refused_until_it_has() {
+    let mut world = World::new();
+    world.send();
+    let (to, next_lsn) = world.syncing.pop().expect("a batch is under way");
+    world.answer(FromStore::Unavailable { to });
+    world.send();
+    assert_eq!((world.sent(), world.refusals()), (0, 1));
+    assert!(world.syncing.is_empty(), "not at once");
+    world.now.monotonic_us += 1_000_000;
+    world.turn();
+    let (to, again) = world.syncing.pop().expect("the same batch again");
+    assert_eq!(again, next_lsn);
+    world.answer(FromStore::Durable { to, next_lsn });
+    assert_eq!(world.sent(), 1);
+    world.send();
+    assert_eq!((world.syncing.len(), world.refusals()), (1, 1), "taken again");
+}

@@ -123,6 +123,9 @@ pub fn plan<R: LogReader>(
         walk.segment(&entries, index, witness)?;
     }
     walk.tail(witness)?;
+    // The last one is the store's to use or to remove.
+    let last = segments.last().map(|info| info.number);
+    walk.plan.unused.retain(|&number| Some(number) != last);
     Ok(walk.plan)
 }
 
