@@ -56,6 +56,11 @@ impl World {
             world.event(LinkEvent::Began { peer, name, incarnation, durable_seen });
         }
         world.turn();
+        // That there is an edge is a record of its own.
+        while let Some((to, next_lsn)) = world.syncing.pop() {
+            world.answer(FromStore::Durable { to, next_lsn });
+            world.turn();
+        }
         world
     }
 

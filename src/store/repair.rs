@@ -101,7 +101,9 @@ pub fn mend<R: LogReader>(
     let size_of = |number| segments.iter().find(|info| info.number == number).map(|s| s.size);
     patch::apply(reader, patch, &findings.plan, &puts, size_of).context("changing the log")?;
     match index {
-        Some(index) if !findings.plan.losses.is_empty() => Ok(indexed::stale_rows(index, reader)?),
+        Some(index) if !findings.plan.losses.is_empty() => {
+            Ok(indexed::stale_rows(index, &findings.plan.losses, reader)?)
+        }
         _ => Ok(Vec::new()),
     }
 }
@@ -119,7 +121,7 @@ pub fn run(options: &RepairOptions, out: &mut dyn Write) -> anyhow::Result<()> {
         findings = examine(&mut reader, &segments, index.usable.as_ref())?;
     } else if findings.plan.losses.is_empty()
         && let Some(usable) = &index.usable
-        && !indexed::stale_rows(usable, &mut reader)?.is_empty()
+        && !indexed::stale_rows(usable, &[], &mut reader)?.is_empty()
     {
         index.give_up("it points to messages that the log holds elsewhere or not at all");
     }

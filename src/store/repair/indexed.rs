@@ -54,14 +54,20 @@ pub fn lost_messages(
     Ok(messages.collect())
 }
 
-/// Changes that take away the rows of messages which the log does not hold where they say.
+/// Changes that take away the rows of messages which are lost, or which the log does not hold where
+/// they say. (A lost commit's bytes may be there in part; but its checksum vouches for none.)
 pub fn stale_rows<R: LogReader>(
     index: &impl Index,
+    losses: &[Loss],
     reader: &mut R,
 ) -> Result<Vec<Change>, IndexFault> {
     let mut changes = Vec::new();
     index.scan(Keyspace::Messages, &[], &[], &mut |row, value| {
         let there = rows::message_row(row, value).is_some_and(|(_, _, location)| {
+            let Location { segment, offset, .. } = location;
+            if losses.iter().any(|loss| loss.covers(segment, offset)) {
+                return false;
+            }
             let mut bytes = vec![0; location.size as usize];
             let read = reader.read(location.segment, location.offset, &mut bytes);
             read.is_ok() && checksum_of(&bytes) == location.checksum
