@@ -5,5 +5,9 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    // The one backend of this build, said aloud: a second one, brought by some dependency, would
+    // otherwise make the first token panic.
+    let installed = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+    debug_assert!(installed.is_ok(), "nothing runs before main");
     aldis::cli::run()
 }

@@ -20,7 +20,8 @@ fn the_link_page_was_read_after_the_last_change_of_its_sources() {
     let line = format!("    sources: {sum:08x}");
     assert!(
         page.lines().any(|given| given == line),
-        "the link's declarations changed: see what docs/link.md says of them, then put there\n{line}"
+        "the link's declarations changed: see what docs/link.md says of them, then put there\n\
+         {line}"
     );
 }
 

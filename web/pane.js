@@ -26,7 +26,9 @@ const TICKS = {
   read: 'read',
   failed: 'refused',
 };
-const CLOCK = new Intl.DateTimeFormat([], { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+const CLOCK = new Intl.DateTimeFormat([], {
+  hour: '2-digit', minute: '2-digit', second: '2-digit',
+});
 
 export class Pane {
   constructor({ user, peer, device, witness }) {

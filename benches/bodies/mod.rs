@@ -40,9 +40,6 @@ pub struct Scale {
 
 /// For measuring.
 pub const FULL: Scale = Scale { items: 1_000, body_size: 100 };
-/// For tests.
-#[allow(dead_code, reason = "the benches use one scale, their smoke test the other")]
-pub const SMOKE: Scale = Scale { items: 3, body_size: 5 };
 
 /// Every benchmark at this scale.
 pub fn all(scale: Scale) -> Vec<Bench> {

@@ -3,8 +3,10 @@
 
 mod failure;
 mod file;
+mod identity;
 mod log;
 mod settings;
+mod token;
 mod up;
 
 use std::io::{self, IsTerminal, Write};
@@ -20,6 +22,7 @@ use file::ConfigurationFile;
 use settings::{
     EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings,
 };
+use token::TokenSettings;
 
 /// A self-hosted real-time messaging backbone.
 ///
@@ -53,6 +56,8 @@ enum Command {
     Repair(RepairSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
     Echo(EchoSettings),
+    /// Make a token for a user, to try --auth jwt.
+    Token(TokenSettings),
 }
 
 const AFTER_HELP: &str = "\
@@ -102,6 +107,7 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
             let (listen, shards) = flags.into_parts()?;
             edge::echo::run(listen, shards)
         }
+        Command::Token(flags) => token::run(flags),
     }
 }
 
@@ -114,6 +120,7 @@ impl Command {
             Command::Store(_) => "store",
             Command::Repair(_) => "repair",
             Command::Echo(_) => "echo",
+            Command::Token(_) => "token",
         }
     }
 }

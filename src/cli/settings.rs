@@ -14,9 +14,10 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::failure::Usage;
+use super::identity::IdentitySettings;
 use super::up::UpOptions;
 use crate::admin::AdminOptions;
-use crate::edge::options::{Auth, EdgeOptions, SHARD_COUNT_MAX};
+use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -42,6 +43,23 @@ pub struct UpSettings {
     /// Threads of the edge. Default: one per processor
     #[arg(long, env = "ALDIS_UP_SHARDS", value_name = "N")]
     shards: Option<usize>,
+    /// How clients say who they are: dev (they just say it; on loopback only) or jwt (by a token).
+    /// Default: dev
+    #[arg(long, env = "ALDIS_UP_AUTH", value_name = "HOW")]
+    auth: Option<String>,
+    /// A file with a key that signs tokens: a public one in PEM (EdDSA, ES256), or the bytes of a
+    /// secret (HS256). May be given more than once.
+    #[arg(long, env = "ALDIS_UP_JWT_KEY", value_name = "FILE", value_delimiter = ',')]
+    jwt_key: Vec<PathBuf>,
+    /// Where such keys are published as a JWK set: https://..., or a file.
+    #[arg(long, env = "ALDIS_UP_JWKS", value_name = "URL")]
+    jwks: Option<String>,
+    /// The `iss` that tokens must have. Default: any
+    #[arg(long, env = "ALDIS_UP_JWT_ISSUER", value_name = "NAME")]
+    jwt_issuer: Option<String>,
+    /// The `aud` that tokens must have. Default: they must have none
+    #[arg(long, env = "ALDIS_UP_JWT_AUDIENCE", value_name = "NAME")]
+    jwt_audience: Option<String>,
     /// A name under which browsers reach this, besides localhost and loopback addresses.
     #[arg(long, env = "ALDIS_UP_HOST", value_name = "NAME", value_delimiter = ',')]
     host: Vec<String>,
@@ -74,9 +92,22 @@ pub struct EdgeSettings {
     /// Unlike that of any other edge. Default: edge-1
     #[arg(long, env = "ALDIS_EDGE_NAME", value_name = "NAME")]
     name: Option<String>,
-    /// How clients say who they are: dev (they just say it; on loopback only).
+    /// How clients say who they are: dev (they just say it; on loopback only) or jwt (by a token).
     #[arg(long, env = "ALDIS_EDGE_AUTH", value_name = "HOW")]
     auth: Option<String>,
+    /// A file with a key that signs tokens: a public one in PEM (EdDSA, ES256), or the bytes of a
+    /// secret (HS256). May be given more than once.
+    #[arg(long, env = "ALDIS_EDGE_JWT_KEY", value_name = "FILE", value_delimiter = ',')]
+    jwt_key: Vec<PathBuf>,
+    /// Where such keys are published as a JWK set: https://..., or a file.
+    #[arg(long, env = "ALDIS_EDGE_JWKS", value_name = "URL")]
+    jwks: Option<String>,
+    /// The `iss` that tokens must have. Default: any
+    #[arg(long, env = "ALDIS_EDGE_JWT_ISSUER", value_name = "NAME")]
+    jwt_issuer: Option<String>,
+    /// The `aud` that tokens must have. Default: they must have none
+    #[arg(long, env = "ALDIS_EDGE_JWT_AUDIENCE", value_name = "NAME")]
+    jwt_audience: Option<String>,
     /// A name under which browsers reach this, besides localhost and loopback addresses.
     #[arg(long, env = "ALDIS_EDGE_HOST", value_name = "NAME", value_delimiter = ',')]
     host: Vec<String>,
@@ -188,6 +219,11 @@ impl UpSettings {
             listen: self.listen.or(file.listen),
             data: self.data.or(file.data),
             shards: self.shards.or(file.shards),
+            auth: self.auth.or(file.auth),
+            jwt_key: first_given(self.jwt_key, file.jwt_key),
+            jwks: self.jwks.or(file.jwks),
+            jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
+            jwt_audience: self.jwt_audience.or(file.jwt_audience),
             host: first_given(self.host, file.host),
             origin: first_given(self.origin, file.origin),
         }
@@ -201,12 +237,21 @@ impl UpSettings {
     ) -> Result<UpOptions, Usage> {
         let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
         let listen = self.listen.map_or(loopback, |endpoint| endpoint.0);
-        check_auth(Auth::Dev, listen)?;
+        let identity = IdentitySettings {
+            auth: self.auth.unwrap_or_else(|| "dev".to_owned()),
+            jwt_keys: self.jwt_key,
+            jwks: self.jwks,
+            issuer: self.jwt_issuer,
+            audience: self.jwt_audience,
+        };
+        // What the edge would refuse is better refused at once.
+        identity.auth(listen)?;
         let shards = self.shards.map(check_shards).transpose()?;
         Ok(UpOptions {
             listen,
             data: self.data.unwrap_or_else(|| PathBuf::from("./aldis-data")),
             shards,
+            identity,
             hosts: self.host,
             origins: self.origin,
             config,
@@ -227,6 +272,10 @@ impl EdgeSettings {
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
             auth: self.auth.or(file.auth),
+            jwt_key: first_given(self.jwt_key, file.jwt_key),
+            jwks: self.jwks.or(file.jwks),
+            jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
+            jwt_audience: self.jwt_audience.or(file.jwt_audience),
             host: first_given(self.host, file.host),
             origin: first_given(self.origin, file.origin),
             control: self.control.or(file.control),
@@ -236,9 +285,14 @@ impl EdgeSettings {
 
     pub fn into_options(self) -> Result<EdgeOptions, Usage> {
         let listen = needed(self.listen, "edge", "listen")?.0;
-        let auth = needed(self.auth, "edge", "auth")?;
-        let auth = Auth::from_str(&auth).map_err(|error| Usage(format!("--auth: {error}")))?;
-        check_auth(auth, listen)?;
+        let identity = IdentitySettings {
+            auth: needed(self.auth, "edge", "auth")?,
+            jwt_keys: self.jwt_key,
+            jwks: self.jwks,
+            issuer: self.jwt_issuer,
+            audience: self.jwt_audience,
+        };
+        let auth = identity.auth(listen)?;
         let shards = match self.shards {
             Some(shards) => check_shards(shards)?,
             None => thread::available_parallelism().map_or(1, usize::from),
@@ -334,7 +388,7 @@ impl TryFrom<String> for Endpoint {
     }
 }
 
-fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
+fn first_given<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
 }
 
@@ -351,17 +405,6 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
 fn admin_options(address: Option<Endpoint>, file: Option<PathBuf>) -> AdminOptions {
     let any_loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     AdminOptions { address: address.map_or(any_loopback, |endpoint| endpoint.0), file }
-}
-
-fn check_auth(auth: Auth, listen: SocketAddr) -> Result<(), Usage> {
-    match auth {
-        Auth::Dev if !listen.ip().is_loopback() => Err(Usage(format!(
-            "--auth dev lets anyone be anyone, so it is refused on {listen}, which others can \
-             reach; listen on a loopback address such as 127.0.0.1:{}",
-            listen.port()
-        ))),
-        Auth::Dev => Ok(()),
-    }
 }
 
 fn check_shards(shards: usize) -> Result<usize, Usage> {

@@ -79,6 +79,10 @@ impl Chat {
         &self.router
     }
 
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
     pub fn links(&self) -> &Links {
         &self.links
     }
@@ -130,9 +134,10 @@ impl<R: Ring> Application<R> for Chat {
         let Some((_, admitted)) = self.arriving.take_if(|(arriving, _)| *arriving == id) else {
             return;
         };
-        let Admitted { user, device, manual, .. } = admitted;
+        let Admitted { user, device, term, manual, .. } = admitted;
         self.with_router(now, connections, |router, around| {
             router.opened(id, user, device, manual, around);
+            router.limit(id, term, around.now);
         });
     }
 

@@ -1,23 +1,60 @@
-//! Who may connect, and as whom: hosts, origins, subprotocols, development identities and tickets.
+//! Who may connect, and as whom: hosts, origins, subprotocols, identities and tickets.
+//!
+//! The files below: `token` what a token has to say, `keys` what verifies it, `feed` how shards get
+//! the keys, `jwks` how they are fetched, `pem` how key files are written.
+
+mod feed;
+pub mod jwks;
+pub mod keys;
+pub mod pem;
+mod token;
 
 use std::net::IpAddr;
 
-use crate::edge::ticket::Tickets;
+use crate::edge::ticket::{Term, Ticket, Tickets};
 use crate::framer::{Refusal, Request};
 use crate::link::record::Id;
 use crate::protocol::JSON_SUBPROTOCOL;
 use crate::protocol::conversation::is_id;
 
+pub use feed::KeySource;
+pub use token::{Doubt, LEEWAY_MS, Tokens};
+
 /// The device of a client that names none.
 pub const DEFAULT_DEVICE: &str = "default";
 
-/// Who stands at the door and lets clients in. Development identities: a client is who it says.
+/// The subprotocol by which browsers, which cannot set header fields, give a token.
+const BEARER_SUBPROTOCOL: &str = "bearer.";
+
+/// How clients say who they are.
+#[derive(Clone)]
+pub enum Identities {
+    /// By `?user=` and `?device=`, which are believed.
+    Development,
+    /// By a token.
+    Tokens(Tokens),
+}
+
+/// Who stands at the door and lets clients in.
 pub struct Door {
     /// Values of `Host`, without port, besides loopback literals and `localhost`.
     pub hosts: Vec<String>,
     /// Values of `Origin` besides the request's own host and none.
     pub origins: Vec<String>,
     pub tickets: Tickets,
+    pub identities: Identities,
+    pub counters: DoorCounters,
+}
+
+/// What happened at the door. They only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoorCounters {
+    /// Tickets that were good.
+    pub tickets: u64,
+    /// Tokens that were good.
+    pub tokens: u64,
+    /// Clients refused because of their identity, by the number of the [`Doubt`].
+    pub doubts: [u64; Doubt::ALL.len()],
 }
 
 /// A client that may connect.
@@ -25,6 +62,8 @@ pub struct Door {
 pub struct Admitted {
     pub user: Id,
     pub device: Id,
+    /// How long this holds.
+    pub term: Term,
     /// Nothing is to be pushed before the first `sync`.
     pub manual: bool,
     /// What the response names as chosen; `None` when nothing was offered.
@@ -32,6 +71,15 @@ pub struct Admitted {
 }
 
 impl Door {
+    pub fn new(
+        hosts: Vec<String>,
+        origins: Vec<String>,
+        tickets: Tickets,
+        identities: Identities,
+    ) -> Door {
+        Door { hosts, origins, tickets, identities, counters: DoorCounters::default() }
+    }
+
     /// Refuses a `Host` that this edge does not serve: a foreign name that was made to resolve to
     /// this address (DNS rebinding) would give its pages our origin.
     pub fn check_host(&self, request: &Request) -> Result<(), Refusal> {
@@ -58,40 +106,121 @@ impl Door {
     }
 
     /// Decides on a request for `/v1/connect`, whose `Host` is served.
-    pub fn admit(&self, request: &Request, now_unix_ms: u64) -> Result<Admitted, Refusal> {
+    pub fn admit(&mut self, request: &Request, now_unix_ms: u64) -> Result<Admitted, Refusal> {
         let upgrade = request.upgrade()?;
         self.check_origin(request)?;
         let subprotocol = choose_subprotocol(&upgrade.subprotocols)?;
         let query = Query::parse(request.query.unwrap_or_default())?;
-        let (user, device) = self.identify(&query, now_unix_ms)?;
+        let identified = match self.identities {
+            Identities::Development => self.believe(&query, now_unix_ms),
+            Identities::Tokens(_) => {
+                let token = token_of(request, &upgrade.subprotocols, query.token.as_deref());
+                self.demand(query.ticket.as_deref(), token, now_unix_ms)
+            }
+        };
+        let (user, device, term) = identified.map_err(|doubt| self.doubted(doubt))?;
         let manual = query.sync.as_deref() == Some("manual");
         let (user, device) = (user.into(), device.into());
-        Ok(Admitted { user, device, manual, subprotocol })
+        Ok(Admitted { user, device, term, manual, subprotocol })
     }
 
-    fn identify(&self, query: &Query, now_unix_ms: u64) -> Result<(String, String), Refusal> {
-        for name in [&query.user, &query.device].into_iter().flatten() {
-            if !is_id(name) {
-                let message = "user and device are 1 to 64 bytes without control characters";
-                return Err(refusal(400, "bad_request", message));
-            }
+    /// A client is who it says. A ticket is bound to its user and device: beside it they are
+    /// confirmed, never chosen.
+    fn believe(&mut self, query: &Query, now_unix_ms: u64) -> Result<Identified, Doubt> {
+        let Query { user, device, ticket, .. } = query;
+        if [user, device].into_iter().flatten().any(|name| !is_id(name)) {
+            return Err(Doubt::OutOfBounds);
         }
-        let Some(ticket) = &query.ticket else {
-            let device = query.device.clone().unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
-            let user = query.user.clone();
-            return user.map(|user| (user, device)).ok_or(unauthorized("user is missing"));
+        let Some(ticket) = ticket else {
+            let device = device.clone().unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
+            let user = user.clone().ok_or(Doubt::Missing)?;
+            return Ok((user, device, Term::default()));
         };
-        let refused = unauthorized("the ticket is not valid, or no longer");
-        let identity = self.tickets.check(ticket, now_unix_ms).ok_or(refused)?;
-        // A ticket is bound to its user and device: beside it they are confirmed, never chosen.
-        let differs = |named: &Option<String>, bound: &String| {
-            named.as_ref().is_some_and(|named| named != bound)
-        };
-        if differs(&query.user, &identity.0) || differs(&query.device, &identity.1) {
-            return Err(refused);
+        let bound = self.ticket(ticket, now_unix_ms)?;
+        let differs =
+            |named: &Option<String>, bound: &String| named.as_ref().is_some_and(|it| it != bound);
+        if differs(user, &bound.user) || differs(device, &bound.device) {
+            return Err(Doubt::Ticket);
         }
-        Ok(identity)
+        Ok((bound.user, bound.device, Term::default()))
     }
+
+    /// A ticket alone suffices, and is all that counts where one is given. What it proves ends with
+    /// it, and so do tickets that are issued on its strength: a token is needed once in a while.
+    fn demand(
+        &mut self,
+        ticket: Option<&str>,
+        token: Result<Option<&str>, Doubt>,
+        now_unix_ms: u64,
+    ) -> Result<Identified, Doubt> {
+        if let Some(ticket) = ticket {
+            let bound = self.ticket(ticket, now_unix_ms)?;
+            let end = Some(bound.expires_unix_ms);
+            let term = Term { ends_unix_ms: end, ticket_ends_unix_ms: end };
+            return Ok((bound.user, bound.device, term));
+        }
+        let token = token?.ok_or(Doubt::Missing)?;
+        let Identities::Tokens(tokens) = &mut self.identities else {
+            return Err(Doubt::Missing);
+        };
+        let proven = tokens.check(token, now_unix_ms)?;
+        self.counters.tokens += 1;
+        let end = Some(proven.expires_unix_ms);
+        let term = Term { ends_unix_ms: end, ticket_ends_unix_ms: None };
+        Ok((proven.user, proven.device, term))
+    }
+
+    fn ticket(&mut self, ticket: &str, now_unix_ms: u64) -> Result<Ticket, Doubt> {
+        let bound = self.tickets.check(ticket, now_unix_ms).ok_or(Doubt::Ticket)?;
+        self.counters.tickets += 1;
+        Ok(bound)
+    }
+
+    /// What the client hears. Where a token fails is for its owner to find out, not for a guesser.
+    fn doubted(&mut self, doubt: Doubt) -> Refusal {
+        self.counters.doubts[doubt as usize] += 1;
+        tracing::debug!(reason = doubt.name(), "a client's identity was refused");
+        let is_development = matches!(self.identities, Identities::Development);
+        match doubt {
+            Doubt::OutOfBounds => {
+                let message = "user and device are 1 to 64 bytes without control characters";
+                refusal(400, "bad_request", message)
+            }
+            Doubt::NoKeys => refusal(503, "unavailable", "there are no keys yet to verify tokens"),
+            Doubt::Ticket => unauthorized("the ticket is not valid, or no longer"),
+            Doubt::Missing if is_development => unauthorized("user is missing"),
+            Doubt::Missing => unauthorized("a token is needed"),
+            _ => unauthorized("the token is not valid, or no longer"),
+        }
+    }
+}
+
+/// User, device, and how long that holds.
+type Identified = (String, String, Term);
+
+/// The token of a request: from `Authorization`, else from a subprotocol, else from the query.
+fn token_of<'a>(
+    request: &Request<'a>,
+    offered: &[&'a str],
+    in_query: Option<&'a str>,
+) -> Result<Option<&'a str>, Doubt> {
+    let mut fields = request.headers("authorization");
+    let (field, further) = (fields.next(), fields.next());
+    let in_field = field.map(bearer).transpose()?.flatten();
+    let mut bearers = offered.iter().filter_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL));
+    let in_subprotocol = bearers.next();
+    if further.is_some() || bearers.next().is_some() {
+        return Err(Doubt::Malformed);
+    }
+    Ok(in_field.or(in_subprotocol).or(in_query))
+}
+
+/// The token of a field of the scheme Bearer (RFC 6750 2.1), whose name has no case (RFC 9110
+/// 11.1). Other schemes are for somebody else on the way.
+fn bearer(field: &[u8]) -> Result<Option<&str>, Doubt> {
+    let text = std::str::from_utf8(field).map_err(|_| Doubt::Malformed)?;
+    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+    Ok(scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()))
 }
 
 /// Whether the request has one `Origin`, whose host and port are those of its `Host`.
@@ -146,7 +275,8 @@ fn is_loopback(name: &str) -> bool {
 
 /// The first that is offered and known. A bearer token is not an offer.
 fn choose_subprotocol(offered: &[&str]) -> Result<Option<&'static str>, Refusal> {
-    let mut offered = offered.iter().filter(|name| !name.starts_with("bearer.")).peekable();
+    let mut offered =
+        offered.iter().filter(|name| !name.starts_with(BEARER_SUBPROTOCOL)).peekable();
     if offered.peek().is_none() {
         return Ok(None);
     }
@@ -156,12 +286,13 @@ fn choose_subprotocol(offered: &[&str]) -> Result<Option<&'static str>, Refusal>
     Err(refusal(400, "bad_request", "none of the offered subprotocols is known"))
 }
 
-/// The parameters that a connect request may have. Others are ignored, tokens among them.
+/// The parameters that a connect request may have. Others are ignored.
 #[derive(Default)]
 struct Query {
     user: Option<String>,
     device: Option<String>,
     ticket: Option<String>,
+    token: Option<String>,
     sync: Option<String>,
 }
 
@@ -176,6 +307,7 @@ impl Query {
                 "user" => &mut query.user,
                 "device" => &mut query.device,
                 "ticket" => &mut query.ticket,
+                "token" => &mut query.token,
                 "sync" => &mut query.sync,
                 _ => continue,
             };
@@ -205,6 +337,3 @@ fn percent_decode(text: &str) -> Option<String> {
 fn hex_digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
-
-#[cfg(test)]
-mod tests;

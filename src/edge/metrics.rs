@@ -1,6 +1,7 @@
 //! A shard's counters on the metrics page, where all shards add up.
 
 use super::chat::Chat;
+use super::identity::Doubt;
 use super::shard::Shard;
 use crate::admin::{Counter, Gauge, Registry};
 use crate::ring::Ring;
@@ -8,11 +9,13 @@ use crate::ring::Ring;
 /// What one shard adds to the page: each value as it was when last published.
 pub struct Metrics {
     counters: Vec<(Counter, u64)>,
+    /// Clients refused because of their identity, in the order of [`Doubt::ALL`].
+    doubts: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 21] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
@@ -32,6 +35,9 @@ const COUNTERS: [(&str, &str); 21] = [
     ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
     ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
     ("aldis_slow_total", "Connections cut with 4003: no progress"),
+    ("aldis_tokens_total", "Connect requests with a valid token"),
+    ("aldis_tickets_total", "Connect requests with a valid ticket"),
+    ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
     ("aldis_stale_sequencers_total", "Sequencers refused because their epoch was superseded"),
     ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
 ];
@@ -40,17 +46,20 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Metrics {
         let counters = COUNTERS.map(|(name, help)| (registry.counter(name, help), 0));
         let connections = registry.gauge("aldis_connections", "Chat connections open now");
-        Metrics { counters: counters.into(), connections: (connections, 0) }
+        let help = "Connect requests refused because of who the client is, or is not";
+        let doubt = |doubt: Doubt| {
+            let labels = [("reason", doubt.name())];
+            (registry.counter_with("aldis_identity_refused_total", help, &labels), 0)
+        };
+        let doubts = Doubt::ALL.map(doubt).into();
+        Metrics { counters: counters.into(), doubts, connections: (connections, 0) }
     }
 
     /// Adds what happened since the last time. Once a turn.
     pub fn publish<R: Ring>(&mut self, shard: &Shard<R, Chat>) {
-        for ((counter, published), value) in self.counters.iter_mut().zip(values(shard)) {
-            if value > *published {
-                counter.add(value - *published);
-                *published = value;
-            }
-        }
+        let doubts = shard.application().site().door.counters.doubts;
+        publish(&mut self.counters, values(shard));
+        publish(&mut self.doubts, doubts);
         let connections = shard.application().router().counters().connections;
         let (gauge, published) = &mut self.connections;
         gauge.add(connections.saturating_sub(*published) as _);
@@ -59,9 +68,19 @@ impl Metrics {
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 21] {
+fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64>) {
+    for ((counter, published), value) in counters.iter_mut().zip(values) {
+        if value > *published {
+            counter.add(value - *published);
+            *published = value;
+        }
+    }
+}
+
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
+    let door = &shard.application().site().door.counters;
     [
         chat.accepted,
         chat.welcomed,
@@ -82,6 +101,9 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 21] {
         sockets.violations,
         sockets.silent,
         sockets.slow + chat.cut_slow,
+        door.tokens,
+        door.tickets,
+        chat.cut_expired,
         chat.stale_sequencers,
         chat.unknown_answers,
     ]

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::sync::Arc;
 
+use super::identity::jwks::Place;
+use super::identity::keys::KeySet;
 use crate::admin::AdminOptions;
 
 /// Everything that `edge::run` needs. Not `Debug`: it holds the link's secret.
@@ -37,19 +39,25 @@ pub struct EdgeOptions {
 pub const SHARD_COUNT_MAX: usize = 1_024;
 
 /// How a client proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Auth {
     /// It says so (`?user=alice`). Refused on a listener that is not loopback.
     Dev,
+    /// By a token that one of the keys signed.
+    Jwt {
+        keys: Keys,
+        /// What `iss` has to be; `None`: anything.
+        issuer: Option<String>,
+        /// What `aud` has to contain; `None`: it must not be there.
+        audience: Option<String>,
+    },
 }
 
-impl FromStr for Auth {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Auth, String> {
-        match text {
-            "dev" => Ok(Auth::Dev),
-            _ => Err(format!("{text:?} is not a way to identify clients; use dev")),
-        }
-    }
+/// What verifies tokens.
+#[derive(Clone)]
+pub enum Keys {
+    /// These, for as long as the process lives.
+    Fixed(Arc<KeySet>),
+    /// Those that are published there, as they change.
+    Published(Place),
 }

@@ -9,9 +9,9 @@ use anyhow::Context;
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
-use super::identity::Door;
+use super::identity::{Door, Identities, KeySource, Tokens, jwks};
 use super::metrics::Metrics;
-use super::options::EdgeOptions;
+use super::options::{Auth, EdgeOptions, Keys};
 use super::router;
 use super::shard::Shard;
 use super::site::Site;
@@ -40,12 +40,14 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
     let listeners = open_listeners(&options)?;
     options.admin.open(&registry, &health).context("opening the admin page")?;
     health.set_failing("no link to the sequencer yet");
+    let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         let (options, stop, metrics) = (options.clone(), stop.clone(), Metrics::new(&registry));
         let (health, links) = (health.clone(), Arc::clone(&links));
+        let identities = identities.clone();
         let work = move || {
             let all = options.shards;
             let linked = move || {
@@ -54,7 +56,7 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
                     tracing::info!("edge serves");
                 }
             };
-            run_shard(index, &listener, &options, &stop, metrics, linked)
+            run_shard(index, &listener, &options, identities, &stop, metrics, linked)
         };
         shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
     }
@@ -80,6 +82,7 @@ fn run_shard(
     index: usize,
     listener: &Listener,
     options: &EdgeOptions,
+    identities: Identities,
     stop: &StopFlag,
     mut metrics: Metrics,
     linked: impl FnOnce(),
@@ -99,7 +102,7 @@ fn run_shard(
         secret: options.secret.clone(),
         sequencer: options.sequencer,
         heartbeat_ms: options.heartbeat_ms,
-        site: site(options)?,
+        site: site(options, identities)?,
     });
     let mut shard = Shard::new(ring, chat, shard_options, Now::read());
     shard.add_listener(listener.socket());
@@ -117,15 +120,27 @@ fn run_shard(
     Ok(())
 }
 
-fn site(options: &EdgeOptions) -> anyhow::Result<Site> {
+/// How every shard is to know its clients.
+fn identities(auth: &Auth, registry: &Registry) -> anyhow::Result<Identities> {
+    let Auth::Jwt { keys, issuer, audience } = auth else {
+        return Ok(Identities::Development);
+    };
+    let keys = match keys {
+        Keys::Fixed(set) => KeySource::fixed(Arc::clone(set)),
+        Keys::Published(place) => jwks::start(place.clone(), jwks::Pace::of(place), registry)?,
+    };
+    let (issuer, audience) = (issuer.clone(), audience.clone());
+    Ok(Identities::Tokens(Tokens { keys, issuer, audience }))
+}
+
+fn site(options: &EdgeOptions, identities: Identities) -> anyhow::Result<Site> {
     let control = options.control.clone().map(ControlSocket::new).transpose()?;
+    let is_development = matches!(identities, Identities::Development);
+    let is_private = is_development && options.listen.ip().is_loopback();
+    let (hosts, origins) = (options.hosts.clone(), options.origins.clone());
     Ok(Site {
-        door: Door {
-            hosts: options.hosts.clone(),
-            origins: options.origins.clone(),
-            tickets: Tickets::new(&options.secret),
-        },
-        has_kill_buttons: control.is_some() && options.listen.ip().is_loopback(),
+        door: Door::new(hosts, origins, Tickets::new(&options.secret), identities),
+        has_kill_buttons: control.is_some() && is_private,
         control: control.map(|control| Box::new(control) as Box<dyn Control>),
     })
 }

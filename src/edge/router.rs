@@ -7,11 +7,12 @@
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
-//! what is counted.
+//! what is counted, `deadlines` when a client's proof of who it is ends.
 
 mod answers;
 mod connection;
 mod counters;
+mod deadlines;
 mod operations;
 mod pushes;
 mod requests;
@@ -19,7 +20,7 @@ mod requests;
 mod tests;
 
 use crate::clock::Now;
-use crate::edge::ticket::Tickets;
+use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
 use crate::link::record::Id;
 use crate::link::{LinkEvent, Outlet, PeerId};
@@ -28,6 +29,7 @@ use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
 use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
 pub use counters::Counters;
+use deadlines::Deadlines;
 use operations::overload;
 use requests::{Requests, Unanswered};
 
@@ -44,6 +46,8 @@ pub const ROOM_SIZE: usize = 64 * 1024;
 /// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer. The
 /// queues of the shard must take this and one more frame.
 pub const SLOW_SIZE: usize = 8 * 1024 * 1024;
+/// Close code of a connection whose client's token or ticket has expired.
+pub const EXPIRED_CODE: u16 = 4004;
 /// How long a drain lets a connection wait for the answers it is owed.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
 
@@ -100,6 +104,7 @@ pub struct Router {
     /// The sequencer at the other end has been superseded.
     refuses_sequencer: bool,
     counters: Counters,
+    deadlines: Deadlines,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
     /// Frames are encoded here; kept for its capacity.
@@ -115,6 +120,7 @@ impl Router {
             epoch: 0,
             refuses_sequencer: false,
             counters: Counters::default(),
+            deadlines: Deadlines::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
         }
@@ -163,6 +169,21 @@ impl Router {
         self.requests.ask(request, around.outlet);
         if self.is_draining() {
             self.cut(id, Goodbye::Drain, Some(RETRY_MS), around);
+        }
+    }
+
+    /// What the client of a connection that was just opened proved holds for this long only.
+    pub fn limit(&mut self, id: ConnectionId, term: Term, now: Now) {
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        connection.ticket_ends_unix_ms = term.ticket_ends_unix_ms.unwrap_or(u64::MAX);
+        if let Some(end) = term.ends_unix_ms {
+            // By the steady clock: one that is set right meanwhile cuts nobody.
+            let rest_ms = end.saturating_sub(now.unix_ms);
+            self.deadlines.insert(now.monotonic_ms().saturating_add(rest_ms), id);
+            let (connections, count) = (&self.connections, self.counters.connections);
+            self.deadlines.sweep(count, |id| stands(connections, id));
         }
     }
 
@@ -243,6 +264,12 @@ impl Router {
             let unavailable = (ErrorCode::Unavailable, message, Some(RETRY_MS));
             self.refuse(&request, unavailable, around);
             self.settle(turn, &request, around);
+        }
+        while let Some(id) = self.deadlines.next_due(around.now.monotonic_ms()) {
+            if self.connection(id).is_some() {
+                self.counters.cut_expired += 1;
+                self.close(id, EXPIRED_CODE, "the token or ticket has expired", around);
+            }
         }
         if self.drain_ends_at_ms.is_some_and(|end| end <= around.now.monotonic_ms()) {
             for id in self.ids() {

@@ -102,6 +102,7 @@ const fn refusal(status: u16, code: &'static str, message: &'static str) -> Refu
 
 fn refuse(refusal: Refusal) -> Vec<u8> {
     let extra: &[(&str, &str)] = match refusal.status {
+        401 => &[("WWW-Authenticate", "Bearer")],
         503 => &[("Retry-After", RETRY_AFTER_S)],
         405 => &[("Allow", "GET, HEAD, POST")],
         _ => return refusal.response(),

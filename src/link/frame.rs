@@ -97,16 +97,20 @@ impl FrameReader {
         if self.received.len() < HEADER_SIZE {
             return Ok(None);
         }
-        let head = Bytes::copy_from_slice(&self.received[..HEADER_SIZE]);
-        let header = Header::read(&mut Reader::new(head))?;
-        if header.size as usize > LINK_ENTRY_SIZE_MAX {
-            return Err(LinkViolation::TooLarge(header.size));
+        // The size stands first; the rest of the header is read once the frame is whole, from the
+        // same bytes as its payload.
+        let (size, _) = self.received.split_first_chunk().expect("a header is longer");
+        let size = u32::from_le_bytes(*size);
+        if size as usize > LINK_ENTRY_SIZE_MAX {
+            return Err(LinkViolation::TooLarge(size));
         }
-        let total = HEADER_SIZE + header.size as usize;
+        let total = HEADER_SIZE + size as usize;
         if self.received.len() < total {
             return Ok(None);
         }
-        let payload = self.received.split_to(total).freeze().slice(HEADER_SIZE..);
+        let mut frame = Reader::new(self.received.split_to(total).freeze());
+        let header = Header::read(&mut frame)?;
+        let payload = frame.take(size as usize)?;
         if checksum(&payload) != header.checksum {
             return Err(LinkViolation::Checksum);
         }

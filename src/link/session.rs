@@ -62,7 +62,11 @@ impl Session {
         if number <= self.answered || number > self.received {
             return;
         }
-        self.answered_ahead.insert(number);
+        if number != self.answered + 1 {
+            self.answered_ahead.insert(number);
+            return;
+        }
+        self.answered = number;
         while self.answered_ahead.remove(&(self.answered + 1)) {
             self.answered += 1;
         }

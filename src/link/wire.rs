@@ -7,7 +7,10 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+
+/// Room that most values fit into: one allocation instead of four that double.
+const VALUE_SIZE_USUAL: usize = 128;
 
 /// Why bytes could not be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +36,7 @@ pub trait Wire: Sized {
 
     /// The value's bytes alone.
     fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(VALUE_SIZE_USUAL);
         self.write(&mut out);
         out
     }
@@ -72,6 +75,22 @@ impl Reader {
         }
         Ok(self.rest.split_to(size))
     }
+
+    /// The next bytes by value. `take` counts a reference up and down again, atomically, which is
+    /// more work than the integer itself.
+    fn array<const SIZE: usize>(&mut self) -> Result<[u8; SIZE], Malformed> {
+        let array = *self.rest.first_chunk().ok_or(Malformed::Truncated)?;
+        self.rest.advance(SIZE);
+        Ok(array)
+    }
+
+    /// The next `size` bytes as a text of its own.
+    fn text(&mut self, size: usize) -> Result<Rc<str>, Malformed> {
+        let bytes = self.rest.get(..size).ok_or(Malformed::Truncated)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| Malformed::Utf8)?.into();
+        self.rest.advance(size);
+        Ok(text)
+    }
 }
 
 macro_rules! wire_integer {
@@ -81,8 +100,7 @@ macro_rules! wire_integer {
                 out.extend_from_slice(&self.to_le_bytes());
             }
             fn read(input: &mut Reader) -> Result<Self, Malformed> {
-                let bytes = input.take(size_of::<$type>())?;
-                Ok(<$type>::from_le_bytes(bytes[..].try_into().expect("taken with that size")))
+                input.array().map(<$type>::from_le_bytes)
             }
         }
     )*};
@@ -110,8 +128,7 @@ impl Wire for Rc<str> {
     }
     fn read(input: &mut Reader) -> Result<Self, Malformed> {
         let size = u16::read(input)?;
-        let bytes = input.take(usize::from(size))?;
-        std::str::from_utf8(&bytes).map(Rc::from).map_err(|_| Malformed::Utf8)
+        input.text(usize::from(size))
     }
 }
 

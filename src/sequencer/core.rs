@@ -17,7 +17,6 @@ use super::fanout::Fanout;
 use super::requests::{Purpose, Requests};
 use super::user::User;
 use crate::clock::Now;
-use crate::limits::{BATCH_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, ID_SIZE_MAX};
 use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Id, Record};
 use crate::link::wire::Wire;
@@ -25,19 +24,12 @@ use crate::link::{LinkEvent, Outlet, PeerId};
 
 /// Cursors gather this long, newest per device and conversation, before they enter the log.
 pub(super) const GATHER_US: u64 = 20_000;
-/// Rows of cursors in one record. A record is never split, and this many of the longest names are
-/// less than a batch.
-pub(super) const CURSORS_PER_RECORD_MAX: usize = 1_024;
 /// After a restart fan-out waits at most this long for the edges to tell their sessions again.
 pub(super) const RETELL_US: u64 = 10_000_000;
 /// Bytes of decided records that may wait for the store; beyond it sends are refused.
 pub(super) const WAITING_SIZE_MAX: usize = 64 * 1024 * 1024;
 /// When a refused client may come again.
 pub(super) const RETRY_MS: u32 = 500;
-
-const _: () = assert!(
-    CURSORS_PER_RECORD_MAX * (2 * ID_SIZE_MAX + CONVERSATION_NAME_SIZE_MAX + 30) < BATCH_SIZE_MAX
-);
 
 /// What the host does after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

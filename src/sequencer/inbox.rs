@@ -1,15 +1,22 @@
 //! Acknowledgements and markers: cursors that only move forward, and reach the log coalesced.
 
-use std::mem::take;
-
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
-use super::core::{CURSORS_PER_RECORD_MAX, Sequencer};
+use super::core::Sequencer;
 use super::order::{check_name, is_member};
 use super::user::Task;
+use crate::limits::{BATCH_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, ID_SIZE_MAX};
 use crate::link::Outlet;
 use crate::link::message::{Code, ToEdge, Watermark};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
+
+/// Rows in one record. An entry that is larger than the link takes would be refused for ever, with
+/// everything that waits behind it.
+const CURSOR_COUNT_MAX: usize = 1_024;
+/// Two ids and a name of the greatest length, and the numbers.
+const CURSOR_SIZE_MAX: usize = 2 * ID_SIZE_MAX + CONVERSATION_NAME_SIZE_MAX + 64;
+
+const _: () = assert!(CURSOR_COUNT_MAX * CURSOR_SIZE_MAX <= BATCH_SIZE_MAX);
 
 /// A client's acknowledgement.
 pub struct Raise {
@@ -94,20 +101,25 @@ impl Sequencer {
         if self.gathered.rows.is_empty() || !due {
             return;
         }
-        let rows = take(&mut self.gathered.rows);
+        let rows = std::mem::take(&mut self.gathered.rows);
         let mut cursors = Vec::with_capacity(rows.len().min(CURSORS_PER_RECORD_MAX));
         let mut waiters = Vec::new();
         for ((user, device, convo), waiting) in rows {
             waiters.extend(waiting);
             cursors.extend(self.cursor_row(user, device, convo));
-            if cursors.len() == CURSORS_PER_RECORD_MAX {
-                let (cursors, waiters) = (take(&mut cursors), take(&mut waiters));
-                self.appender().append(Record::Cursors { cursors }, waiters);
-            }
         }
-        if !cursors.is_empty() || !waiters.is_empty() {
-            self.appender().append(Record::Cursors { cursors }, waiters);
+        self.append_cursors(cursors, waiters);
+    }
+
+    /// Logs rows, however many, in records that fit a batch. Whoever waits is answered after the
+    /// last of them.
+    pub(super) fn append_cursors(&mut self, mut cursors: Vec<Cursor>, waiters: Vec<Waiter>) {
+        while cursors.len() > CURSOR_COUNT_MAX {
+            let later = cursors.split_off(CURSOR_COUNT_MAX);
+            self.appender().append(Record::Cursors { cursors }, Vec::new());
+            cursors = later;
         }
+        self.appender().append(Record::Cursors { cursors }, waiters);
     }
 
     /// A cursor is in the log: from now on it may be told.
@@ -146,5 +158,43 @@ impl Sequencer {
         cursor.removals += u32::from(cursor.marker == 0);
         let (delivered, read, marker) = (cursor.delivered, cursor.read, cursor.marker);
         Some(Cursor { user, device, convo, delivered, read, marker })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::PeerId;
+    use crate::link::message::ToStore;
+    use crate::sequencer::appender::Appender;
+    use crate::sequencer::budget::Budget;
+
+    #[test]
+    fn any_number_of_cursors_is_logged_in_batches_that_a_link_takes() {
+        let name = "n".repeat(ID_SIZE_MAX);
+        let row = Cursor {
+            user: name.as_str().into(),
+            device: name.as_str().into(),
+            convo: "c".repeat(CONVERSATION_NAME_SIZE_MAX).as_str().into(),
+            delivered: u64::MAX,
+            read: u64::MAX,
+            marker: u64::MAX,
+        };
+        let mut sequencer = Sequencer::new(1, PeerId(0), Budget::default());
+        sequencer.appender = Some(Appender::new(1, 1));
+        let waiter = Waiter { peer: PeerId(1), life: 1, number: 1, dup: false };
+        sequencer.append_cursors(vec![row; 10_000], vec![waiter]);
+        let mut rows = 0;
+        while let Some(ToStore::Append { first_lsn, count, records, .. }) =
+            sequencer.appender().cut()
+        {
+            assert!(records.len() <= BATCH_SIZE_MAX, "{} bytes", records.len());
+            for decided in sequencer.appender().durable(first_lsn + u64::from(count)) {
+                let Record::Cursors { cursors } = decided.record else { panic!("cursors only") };
+                rows += cursors.len();
+                assert_eq!(decided.waiters.len(), usize::from(rows == 10_000));
+            }
+        }
+        assert_eq!(rows, 10_000);
     }
 }

@@ -51,7 +51,7 @@ impl<R: Ring> Process<R> {
 
     /// Runs everything that was collected, then what is due at `now`.
     pub fn run(&mut self, now: Now) -> Outcome {
-        for completion in std::mem::take(&mut self.completions) {
+        for completion in self.completions.drain(..) {
             self.links.complete(now, completion, &mut self.ring);
         }
         while let Some(event) = self.links.next_event() {

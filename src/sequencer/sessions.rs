@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::appender::Waiter;
-use super::core::{CURSORS_PER_RECORD_MAX, Sequencer};
+use super::core::Sequencer;
 use super::requests::Purpose;
 use super::stream::Session;
 use super::user::Task;
@@ -104,7 +104,7 @@ impl Sequencer {
             match task {
                 Task::Open(waiter, device) => self.open(user, waiter, device, out),
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
-                Task::Close(retired) => self.close(user, &retired),
+                Task::Close(retired) => self.close(user, &retired, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
@@ -137,22 +137,21 @@ impl Sequencer {
             marker: cursor.marker,
         });
         let rows: Vec<Cursor> = rows.collect();
-        // Some of its cursors may be there already: of a life that ended before the device's
-        // record, which is the last of all that is written here.
-        let cursors = &mut entry.devices.entry(device.clone()).or_default().cursors;
+        // A crash may have left a part of its rows: the others join them.
+        let owner = entry.devices.entry(device.clone()).or_default();
         for (convo, cursor) in starting {
-            cursors.entry(convo).or_insert(cursor);
+            owner.cursors.entry(convo).or_insert(cursor);
         }
         self.log_device(user.clone(), device, rows, waiter);
     }
 
     fn log_device(&mut self, user: Id, device: Id, rows: Vec<Cursor>, waiter: Waiter) {
         let ts = self.now.unix_ms;
-        for row in rows.iter().filter(|row| row.marker == 0) {
-            self.count_removal(row);
-        }
-        for rows in rows.chunks(CURSORS_PER_RECORD_MAX) {
-            self.appender().append(Record::Cursors { cursors: rows.to_vec() }, Vec::new());
+        if !rows.is_empty() {
+            for row in rows.iter().filter(|row| row.marker == 0) {
+                self.count_removal(row);
+            }
+            self.append_cursors(rows, Vec::new());
         }
         self.appender().append(Record::Device { user, device, ts }, vec![waiter]);
     }
@@ -218,6 +217,7 @@ impl Sequencer {
             edge.sessions.insert(key);
         }
         let stream = self.next_stream();
+        self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
         owner.session = Some(Session::new(waiter.peer, address, number, manual, stream));
@@ -226,8 +226,9 @@ impl Sequencer {
         }
     }
 
-    fn close(&mut self, user: &Id, retired: &Retired) {
+    fn close(&mut self, user: &Id, retired: &Retired, out: &mut dyn Outlet) {
         if self.has_session(user, retired) {
+            self.abandon(user, &retired.device, out);
             self.forget_session(user, &retired.device, retired.peer);
             if let Some(edge) = self.edges.get_mut(&retired.peer) {
                 edge.sessions.remove(&(user.clone(), retired.device.clone()));

@@ -348,6 +348,16 @@ impl Sequencer {
         self.streams_counter
     }
 
+    /// The session ends: what its client asked for is answered, if to nobody. An entry that is
+    /// never answered would hold back the link's acknowledgements, and in time use up its window.
+    pub(super) fn abandon(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {
+        let Some(session) = self.session(user, device) else { return };
+        let requests = std::mem::take(&mut session.requests);
+        for waiter in requests.into_iter().filter_map(|request| request.reply) {
+            self.refuse(waiter, Code::Unavailable, "the connection is gone", out);
+        }
+    }
+
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
         self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
     }

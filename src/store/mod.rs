@@ -76,12 +76,11 @@ pub enum StoreFault {
     #[error(
         "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
          position {expected_lsn}, and position {known_durable} is known to have been durable; \
-         restore the segment from a copy, or see what `aldis repair` would do; the log was not \
-         changed"
+         restore the segment from a copy, or see what `aldis repair` would do; nothing was changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(
-        "segment {segment}, the first one of the log, begins at position {first_lsn}, but the index \
+        "segment {segment}, the first of the log, begins at position {first_lsn}, but the index \
          has applied only {applied_lsn}: the segments before it are missing; restore them from a \
          copy, or see what `aldis repair` would do; nothing was changed"
     )]

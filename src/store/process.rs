@@ -60,13 +60,15 @@ impl<R: Ring, D: LogDevice, W: IndexWorker> Process<R, D, W> {
 
     /// Runs everything that was collected, then what is due at `now`. A fault ends the process.
     pub fn run(&mut self, now: Now) -> Result<(), super::StoreFault> {
-        for completion in std::mem::take(&mut self.completions) {
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
             match completion.token.kind() {
                 Kind::Wake if completion.more => {}
                 Kind::Wake => self.watch(completion.token.slot() as usize),
                 _ => self.links.complete(now, completion, &mut self.ring),
             }
         }
+        self.completions = completions;
         while let Some(event) = self.links.next_event() {
             match self.logic.handle(now, event, &mut self.links) {
                 Ok(()) => {}

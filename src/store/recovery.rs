@@ -321,7 +321,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
     }
 
     /// Visits the intact commits of this log that begin at any block from `offset` on, up to more
-    /// zeros than one commit can be long: a segment is zeros until it is written, from its start on.
+    /// zeros than one commit can be long: a segment is zeros until it is written, from its start.
     fn search(
         &mut self,
         survey: &Survey,

@@ -10,7 +10,11 @@ const BYTES_MAX = 200_000;
 
 const DESKTOP = {
   name: 'desktop',
-  options: { viewport: { width: 1120, height: 680 }, deviceScaleFactor: 1.35, colorScheme: 'light' },
+  options: {
+    viewport: { width: 1120, height: 680 },
+    deviceScaleFactor: 1.35,
+    colorScheme: 'light',
+  },
   people: ['alice', 'bob'],
   lines: [
     [0, 'Is the new server up?'],

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use super::directory::{admin_path, secret_path, store_path};
 use super::restart::End;
+use crate::cli::identity::IdentitySettings;
 use crate::sys;
 
 const SIGKILL: i32 = signal_hook::consts::SIGKILL;
@@ -34,6 +35,7 @@ pub struct Plan {
     /// `None`: the page has no kill buttons.
     pub control: Option<PathBuf>,
     pub shards: Option<usize>,
+    pub identity: IdentitySettings,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
     pub config: Option<PathBuf>,
@@ -98,7 +100,9 @@ impl Plan {
             Role::Edge => {
                 flag("--listen", &self.listen.to_string());
                 flag("--sequencer", &self.sequencer_link.to_string());
-                flag("--auth", &"dev");
+                for (name, value) in self.identity.flags() {
+                    flag(name, &value);
+                }
                 if let Some(shards) = self.shards {
                     flag("--shards", &shards.to_string());
                 }
@@ -153,6 +157,13 @@ mod tests {
             sequencer_link: "127.0.0.1:20002".parse().unwrap(),
             control: Some(PathBuf::from("data/up.sock")),
             shards: Some(2),
+            identity: IdentitySettings {
+                auth: "jwt".to_owned(),
+                jwt_keys: vec![PathBuf::from("a.pem"), PathBuf::from("b.pem")],
+                jwks: None,
+                issuer: Some("https://id.local".to_owned()),
+                audience: None,
+            },
             hosts: vec!["chat.local".to_owned()],
             origins: Vec::new(),
             config: None,
@@ -180,7 +191,8 @@ mod tests {
         );
         assert_eq!(
             line(Role::Edge),
-            "edge --listen 127.0.0.1:8080 --sequencer 127.0.0.1:20002 --auth dev --shards 2 \
+            "edge --listen 127.0.0.1:8080 --sequencer 127.0.0.1:20002 --auth jwt \
+             --jwt-key a.pem --jwt-key b.pem --jwt-issuer https://id.local --shards 2 \
              --host chat.local --control data/up.sock --secret-file data/secret \
              --admin-file data/run/edge.admin"
         );

@@ -16,6 +16,7 @@ mod welcome;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::identity::IdentitySettings;
 use child::Plan;
 use directory::DataDirectory;
 use supervisor::Supervisor;
@@ -26,6 +27,7 @@ pub struct UpOptions {
     pub data: PathBuf,
     /// `None`: the edge decides.
     pub shards: Option<usize>,
+    pub identity: IdentitySettings,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
     /// Handed on to the children.
@@ -49,6 +51,7 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         sequencer_link,
         control,
         shards: options.shards,
+        identity: options.identity,
         hosts: options.hosts,
         origins: options.origins,
         config: options.config,

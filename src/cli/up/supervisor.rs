@@ -161,7 +161,8 @@ impl Supervisor {
         }
         if !self.welcomed && self.children.iter().all(|child| child.ready_at.is_some()) {
             self.welcomed = true;
-            let text = welcome::text(self.plan.listen, &self.plan.directory);
+            let is_development = self.plan.identity.auth == "dev";
+            let text = welcome::text(self.plan.listen, &self.plan.directory, is_development);
             let mut output = io::stdout().lock();
             // Nobody may be listening; the children serve all the same.
             let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
@@ -320,6 +321,7 @@ mod tests {
 
     use super::*;
     use crate::cli::failure::{CODE_FAULT, Failure};
+    use crate::cli::identity::IdentitySettings;
 
     /// Runs a supervisor whose children all are the shell script `body`.
     fn supervise(body: &str, send: impl FnOnce(&Sender<Event>)) -> anyhow::Result<()> {
@@ -335,6 +337,13 @@ mod tests {
             sequencer_link: loopback,
             control: None,
             shards: None,
+            identity: IdentitySettings {
+                auth: "dev".to_owned(),
+                jwt_keys: Vec::new(),
+                jwks: None,
+                issuer: None,
+                audience: None,
+            },
             hosts: Vec::new(),
             origins: Vec::new(),
             config: None,

@@ -4,25 +4,44 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 /// All of it, ending with the line `ready`, which scripts wait for.
-pub fn text(listen: SocketAddr, data: &Path) -> String {
+pub fn text(listen: SocketAddr, data: &Path, is_development: bool) -> String {
     let data = data.display();
+    let first = match is_development {
+        true => by_saying_so(listen),
+        false => by_token(listen),
+    };
     format!(
         "
 Aldis is running. Everything it keeps is in {data}
 
-  In a browser, alice and bob side by side:
-    open http://{listen}/
-
-  In two terminals, with websocat:
-    websocat 'ws://{listen}/v1/connect?user=bob'
-    websocat 'ws://{listen}/v1/connect?user=alice'
-  then type this line into alice's; bob's shows it:
+{first}  then type this line into alice's; bob's shows it:
     {{\"t\":\"send\",\"to\":\"bob\",\"id\":\"1\",\"body\":\"hello\"}}
 
   Ctrl-C ends it; `aldis up` on the same directory goes on where it stopped.
   Health and metrics of each process: http:// + the address in {data}/run/*.admin
 
 ready
+"
+    )
+}
+
+fn by_saying_so(listen: SocketAddr) -> String {
+    format!(
+        "  In a browser, alice and bob side by side:
+    open http://{listen}/
+
+  In two terminals, with websocat:
+    websocat 'ws://{listen}/v1/connect?user=bob'
+    websocat 'ws://{listen}/v1/connect?user=alice'
+"
+    )
+}
+
+fn by_token(listen: SocketAddr) -> String {
+    format!(
+        "  In two terminals, with websocat and the key that signs tokens:
+    websocat \"ws://{listen}/v1/connect?token=$(aldis token --jwt-key FILE --user bob)\"
+    websocat \"ws://{listen}/v1/connect?token=$(aldis token --jwt-key FILE --user alice)\"
 "
     )
 }
@@ -34,7 +53,10 @@ mod tests {
     #[test]
     fn it_says_where_to_go_and_ends_with_ready() {
         let listen = "127.0.0.1:8080".parse().unwrap();
-        let text = text(listen, Path::new("./aldis-data"));
+        let with_tokens = text(listen, Path::new("./aldis-data"), false);
+        assert!(with_tokens.contains("$(aldis token --jwt-key FILE --user alice)"));
+        assert_eq!(with_tokens.lines().last(), Some("ready"));
+        let text = text(listen, Path::new("./aldis-data"), true);
         assert!(text.contains("open http://127.0.0.1:8080/\n"));
         assert!(text.contains("'ws://127.0.0.1:8080/v1/connect?user=alice'"));
         assert!(text.contains(r#"{"t":"send","to":"bob","id":"1","body":"hello"}"#));

@@ -1,15 +1,19 @@
 //! Every refusal at the door, and every way in.
 
+mod published;
+mod tokens;
+
 use proptest::prelude::*;
 
 use super::*;
 
 fn door() -> Door {
-    Door {
-        hosts: vec!["chat.example.org".into()],
-        origins: vec!["https://app.example.org".into()],
-        tickets: Tickets::new(b"secret"),
-    }
+    Door::new(
+        vec!["chat.example.org".into()],
+        vec!["https://app.example.org".into()],
+        Tickets::new(b"secret"),
+        Identities::Development,
+    )
 }
 
 /// A connect request with this query and these further header fields.
@@ -94,6 +98,14 @@ fn a_ticket_alone_suffices() {
     ];
     for query in refused {
         assert_eq!(identity(&query), Err(401), "{query}");
+    }
+}
+
+#[test]
+fn what_is_believed_has_no_end() {
+    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    for query in ["?user=alice".to_owned(), format!("?ticket={ticket}")] {
+        assert_eq!(admit(&query, "").map(|admitted| admitted.term), Ok(Term::default()));
     }
 }
 

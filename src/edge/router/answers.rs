@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
-use super::connection::{Connection, Phase};
+use super::connection::Phase;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use crate::edge::ticket::TICKET_LIFETIME_MS;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
 use crate::link::wire::Wire;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
@@ -156,12 +157,14 @@ impl Router {
     }
 
     fn welcome(&mut self, id: ConnectionId, session: SessionNumber, around: &mut Surroundings) {
-        let Some(Connection { user, device, .. }) = self.connection(id) else {
+        let Some(connection) = self.connection(id) else {
             return;
         };
-        let (user, device) = (user.clone(), device.clone());
+        let (user, device) = (connection.user.clone(), connection.device.clone());
+        let ticket_ends = around.now.unix_ms + TICKET_LIFETIME_MS;
+        let ticket_ends = ticket_ends.min(connection.ticket_ends_unix_ms);
         self.counters.welcomed += 1;
-        let ticket = self.options.tickets.issue(&user, &device, around.now.unix_ms);
+        let ticket = self.options.tickets.issue_until(&user, &device, ticket_ends);
         let server = self.options.server.clone();
         let welcome = Event::Welcome {
             user: &user,

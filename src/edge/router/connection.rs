@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub device: Id,
     /// Nothing is pushed before the first `sync`.
     pub manual: bool,
+    /// The ticket in `welcome` ends then at the latest.
+    pub ticket_ends_unix_ms: u64,
     pub phase: Phase,
     /// Operations that are unanswered, pings apart.
     pub outstanding_count: usize,
@@ -51,6 +53,7 @@ impl Connection {
             user,
             device,
             manual,
+            ticket_ends_unix_ms: u64::MAX,
             phase: Phase::Opening(Parked::default()),
             outstanding_count: 0,
             outstanding_size: 0,

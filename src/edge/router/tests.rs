@@ -4,6 +4,7 @@ mod answers;
 mod bounds;
 mod pushes;
 mod sessions;
+mod terms;
 
 use std::collections::HashMap;
 

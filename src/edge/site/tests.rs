@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::*;
+use crate::edge::identity::Identities;
 use crate::edge::ticket::Tickets;
 
 #[derive(Clone, Default)]
@@ -20,7 +21,7 @@ impl Control for Record {
 
 fn site(control: Option<Box<dyn Control>>) -> Site {
     let tickets = Tickets::new(b"secret");
-    let door = Door { hosts: Vec::new(), origins: Vec::new(), tickets };
+    let door = Door::new(Vec::new(), Vec::new(), tickets, Identities::Development);
     Site { door, has_kill_buttons: true, control }
 }
 

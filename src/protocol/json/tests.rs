@@ -400,3 +400,19 @@ proptest! {
         prop_assert_eq!(request.operation, send(to("b"), &id, text_body(&body)));
     }
 }
+
+proptest! {
+    #[test]
+    fn texts_and_numbers_are_written_as_serde_writes_them(text: String, plain in "[ -~]*", n: u64) {
+        for value in [&text, &plain] {
+            let mut out = Vec::new();
+            write_text(&mut out, value);
+            prop_assert_eq!(&out, &serde_json::to_vec(value).expect("text"));
+        }
+        for value in [n, n % 10, 0, u64::MAX] {
+            let mut out = Vec::new();
+            write_decimal(&mut out, value);
+            prop_assert_eq!(out, value.to_string().into_bytes());
+        }
+    }
+}

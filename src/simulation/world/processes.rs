@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::ledger::Verdict;
 use super::{HEARTBEAT_MS, Role, World, edge_address};
 use crate::edge::chat::{Chat, ChatOptions};
-use crate::edge::identity::Door;
+use crate::edge::identity::{Door, Identities};
 use crate::edge::site::Site;
 use crate::edge::ticket::Tickets;
 use crate::edge::{Shard, ShardOptions};
@@ -105,7 +105,7 @@ impl World {
         let id = ring.id();
         let listener = ring.listen(edge_address());
         let tickets = Tickets::new(SECRET);
-        let door = Door { hosts: Vec::new(), origins: Vec::new(), tickets };
+        let door = Door::new(Vec::new(), Vec::new(), tickets, Identities::Development);
         let chat = Chat::new(ChatOptions {
             name: "edge/0".into(),
             server: "edge".into(),

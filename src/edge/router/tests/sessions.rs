@@ -1,6 +1,7 @@
 //! Client sessions and link sessions: how they begin, change and end.
 
 use super::*;
+use crate::edge::ticket::TICKET_LIFETIME_MS;
 
 #[test]
 fn a_client_is_welcomed_once_it_has_a_session() {
@@ -16,8 +17,9 @@ fn a_client_is_welcomed_once_it_has_a_session() {
     assert_eq!((&welcome["session"], &welcome["server"]), (&"3-5".into(), &"edge-1".into()));
     assert_eq!(welcome["heartbeat_ms"], 30_000);
     let ticket = welcome["ticket"].as_str().expect("text");
-    let identity = Some(("alice".to_owned(), "phone".to_owned()));
-    assert_eq!(Tickets::new(b"secret").check(ticket, 5_001), identity);
+    let ticket = Tickets::new(b"secret").check(ticket, 5_001).expect("valid");
+    assert_eq!((&*ticket.user, &*ticket.device), ("alice", "phone"));
+    assert_eq!(ticket.expires_unix_ms, 5_000 + TICKET_LIFETIME_MS);
     assert_eq!(stage.submitted(), ["open 5", "confirm 5"]);
 }
 
