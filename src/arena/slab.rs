@@ -71,6 +71,10 @@ impl<T> Slab<T> {
     /// Takes the value out and ends this life of the slot. `None` when it is gone already; counted.
     pub fn remove(&mut self, key: Key) -> Option<T> {
         self.get_mut(key)?;
+        #[cfg(test)]
+        if crate::simulation::planted::Planted::ReuseSlot.is_planted() {
+            return self.values.try_remove(key.slot as usize);
+        }
         let generation = &mut self.generations[key.slot as usize];
         *generation = generation.wrapping_add(1);
         self.values.try_remove(key.slot as usize)

@@ -103,10 +103,7 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
             let options = flags.into_options(Now::read().unix_ms)?;
             store::repair::run(&options, &mut io::stdout().lock())
         }
-        Command::Echo(flags) => {
-            let (listen, shards) = flags.into_parts()?;
-            edge::echo::run(listen, shards)
-        }
+        Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
     }
 }

@@ -17,6 +17,7 @@ use super::failure::Usage;
 use super::identity::IdentitySettings;
 use super::up::UpOptions;
 use crate::admin::AdminOptions;
+use crate::edge::echo::EchoOptions;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
@@ -66,6 +67,11 @@ pub struct UpSettings {
     /// A web site that may connect, besides this one: https://chat.example.org
     #[arg(long, env = "ALDIS_UP_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     origin: Vec<String>,
+    /// Compress messages (permessage-deflate) with clients that offer it. Ciphertext does not get
+    /// smaller. Default: false
+    #[arg(long, env = "ALDIS_UP_DEFLATE", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    deflate: Option<bool>,
 }
 
 #[derive(Args, Debug, Default, Deserialize)]
@@ -120,6 +126,11 @@ pub struct EdgeSettings {
     /// Silence after which a client is pinged, in milliseconds. Default: 30000
     #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
     heartbeat_ms: Option<u32>,
+    /// Compress messages (permessage-deflate) with clients that offer it. Ciphertext does not get
+    /// smaller. Default: false
+    #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    deflate: Option<bool>,
 }
 
 #[derive(Args, Debug, Default, Deserialize)]
@@ -192,6 +203,9 @@ pub struct EchoSettings {
     /// Threads.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub shards: usize,
+    /// Compress messages (permessage-deflate) with clients that offer it.
+    #[arg(long)]
+    pub deflate: bool,
 }
 
 impl RepairSettings {
@@ -226,6 +240,7 @@ impl UpSettings {
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
             host: first_given(self.host, file.host),
             origin: first_given(self.origin, file.origin),
+            deflate: self.deflate.or(file.deflate),
         }
     }
 
@@ -254,6 +269,7 @@ impl UpSettings {
             identity,
             hosts: self.host,
             origins: self.origin,
+            deflate: self.deflate,
             config,
             log,
         })
@@ -280,6 +296,7 @@ impl EdgeSettings {
             origin: first_given(self.origin, file.origin),
             control: self.control.or(file.control),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            deflate: self.deflate.or(file.deflate),
         }
     }
 
@@ -308,6 +325,7 @@ impl EdgeSettings {
             origins: self.origin,
             control: self.control,
             heartbeat_ms: check_heartbeat(self.heartbeat_ms.unwrap_or(HEARTBEAT_MS_DEFAULT))?,
+            deflate: self.deflate.unwrap_or(false),
             admin: admin_options(self.admin, self.admin_file),
         })
     }
@@ -362,8 +380,9 @@ impl StoreSettings {
 }
 
 impl EchoSettings {
-    pub fn into_parts(self) -> Result<(SocketAddr, usize), Usage> {
-        Ok((self.listen.0, check_shards(self.shards)?))
+    pub fn into_options(self) -> Result<EchoOptions, Usage> {
+        let EchoSettings { listen, shards, deflate } = self;
+        Ok(EchoOptions { listen: listen.0, shards: check_shards(shards)?, deflate })
     }
 }
 

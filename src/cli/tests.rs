@@ -43,6 +43,30 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
 }
 
 #[test]
+fn compression_is_off_unless_it_is_turned_on() {
+    let secret = secret_file();
+    let file = |line: &str| {
+        let text = format!(
+            "[edge]\nlisten = \"127.0.0.1:1\"\nsequencer = \"127.0.0.1:2\"\nauth = \"dev\"\n\
+             secret-file = {:?}\n{line}\n",
+            secret.path()
+        );
+        ConfigurationFile::parse("aldis.toml", &text).unwrap().edge
+    };
+    for (flags, line, expected) in [
+        (&[][..], "", false),
+        (&["--deflate"], "", true),
+        (&["--deflate", "--name", "e"], "", true),
+        (&["--deflate", "true"], "deflate = false", true),
+        (&["--deflate=false"], "deflate = true", false),
+        (&[], "deflate = true", true),
+    ] {
+        let options = edge_settings(flags).over(file(line)).into_options().unwrap();
+        assert_eq!(options.deflate, expected, "{flags:?} {line}");
+    }
+}
+
+#[test]
 fn every_flag_can_come_from_the_environment() {
     use clap::CommandFactory;
     for process in CommandLine::command().get_subcommands() {

@@ -1,6 +1,6 @@
 //! One client connection as plain data: what it is doing, and what waits to be sent.
 
-use crate::framer::frame::frame_size;
+use crate::framer::frame::{encode_compressed_frame, frame_size};
 use crate::framer::{Framer, Opcode, encode_close, encode_frame};
 
 use super::application::End;
@@ -91,6 +91,8 @@ pub struct Flags {
     pub is_peer_done: bool,
     /// The socket is closed with RST.
     pub is_reset: bool,
+    /// The logarithm of the window for compressed messages to this client; 0 without compression.
+    pub deflate_window_bits: u8,
 }
 
 /// The outbound queue. Invariant: `queue[..taken]` has left, and the next `frame_left` bytes belong
@@ -128,6 +130,11 @@ impl Outbound {
     /// Queues a data frame.
     pub fn push_data(&mut self, opcode: Opcode, payload: &[u8]) {
         encode_frame(opcode, payload, &mut self.queue);
+    }
+
+    /// Queues a data frame whose payload is compressed.
+    pub fn push_compressed(&mut self, opcode: Opcode, payload: &[u8]) {
+        encode_compressed_frame(opcode, payload, &mut self.queue);
     }
 
     /// Queues a ping or pong. Of unsent ones beyond [`CONTROL_QUEUE_SIZE_MAX`] only the last is

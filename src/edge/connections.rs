@@ -3,7 +3,7 @@
 
 use crate::arena::{Slab, Wheel};
 use crate::clock::Now;
-use crate::framer::{Framer, Opcode};
+use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 
 use super::application::{ConnectionId, End};
 use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Phase};
@@ -23,6 +23,8 @@ pub struct ShardOptions {
     pub heartbeat_ms: u64,
     /// How long a stopping shard waits for its connections to leave, in milliseconds.
     pub drain_ms: u64,
+    /// Agrees to permessage-deflate with clients that offer it.
+    pub deflate: bool,
 }
 
 impl Default for ShardOptions {
@@ -34,6 +36,7 @@ impl Default for ShardOptions {
             body_size_max: 64 * 1024,
             heartbeat_ms: 30_000,
             drain_ms: 2 * CLOSE_MS,
+            deflate: false,
         }
     }
 }
@@ -85,6 +88,9 @@ pub struct Connections {
     pub(super) ended: Vec<(ConnectionId, End)>,
     pub(super) drained: Vec<ConnectionId>,
     pub(super) gone: Vec<ConnectionId>,
+    /// For all connections that agreed to compression; away while frames are looked at.
+    pub(super) inflater: Option<Box<Inflater>>,
+    deflater: Option<Box<Deflater>>,
     slots: Slab<Connection>,
     open_count: usize,
     wheel: Wheel,
@@ -108,6 +114,8 @@ impl Connections {
             ended: Vec::new(),
             drained: Vec::new(),
             gone: Vec::new(),
+            inflater: options.deflate.then(Box::default),
+            deflater: options.deflate.then(Box::default),
             slots: Slab::with_capacity(capacity),
             open_count: 0,
             wheel: Wheel::new(now.monotonic_ms(), WHEEL_TICK_MS, WHEEL_BUCKETS, capacity),
@@ -193,13 +201,17 @@ impl Connections {
         payload: &[u8],
     ) -> Result<(), SendError> {
         let queue_size_max = self.options.queue_size_max;
-        if !self.is_open(id) {
+        let Some(connection) = self.open_mut(id) else {
             return Err(SendError::Gone);
-        }
+        };
+        let window_bits = connection.flags.deflate_window_bits;
         if self.queued_bytes(id) + payload.len() > queue_size_max {
             return Err(SendError::Full);
         }
-        self.queue(id, |outbound| outbound.push_data(opcode, payload));
+        match window_bits {
+            0 => self.queue(id, |outbound| outbound.push_data(opcode, payload)),
+            _ => self.queue_deflated(id, opcode, payload, window_bits),
+        }
         Ok(())
     }
 }
@@ -252,12 +264,17 @@ impl Connections {
     }
 
     /// Makes a WebSocket of a connection whose request was answered.
-    pub(super) fn open(&mut self, id: ConnectionId) {
+    pub(super) fn open(&mut self, id: ConnectionId, deflate: Option<DeflateAgreement>) {
         let (now_ms, message_size_max) = (self.now.monotonic_ms(), self.options.message_size_max);
         if let Some(connection) = self.get_mut(id) {
             connection.phase = Phase::Open;
             connection.since_ms = now_ms;
-            connection.framer = Framer::new(message_size_max);
+            connection.framer = match deflate {
+                None => Framer::new(message_size_max),
+                Some(_) => Framer::with_deflate(message_size_max),
+            };
+            connection.flags.deflate_window_bits =
+                deflate.map_or(0, DeflateAgreement::server_window_bits);
             self.open_count += 1;
             self.counters.opened += 1;
             self.arm(id);
@@ -277,6 +294,17 @@ impl Connections {
             connection.flags.is_dirty = true;
             dirty.push(id);
         }
+    }
+
+    /// Queues a data frame, compressed if that makes it smaller.
+    fn queue_deflated(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8], bits: u8) {
+        let mut deflater = self.deflater.take();
+        let deflated = deflater.as_mut().and_then(|deflater| deflater.deflate(payload, bits));
+        self.queue(id, |outbound| match deflated {
+            Some(deflated) => outbound.push_compressed(opcode, deflated),
+            None => outbound.push_data(opcode, payload),
+        });
+        self.deflater = deflater;
     }
 
     /// A frame was heard.

@@ -56,8 +56,19 @@ impl<R: Ring> Application<R> for EchoApplication {
     fn closed(&mut self, _: Now, _: ConnectionId, _: End, _: &mut Connections) {}
 }
 
-/// Serves echoes on `listen` with this many shards until SIGTERM or SIGINT.
-pub fn run(address: SocketAddr, shards: usize) -> anyhow::Result<()> {
+/// What `aldis echo` is told.
+#[derive(Clone, Copy, Debug)]
+pub struct EchoOptions {
+    pub listen: SocketAddr,
+    /// Threads, each with a ring of its own.
+    pub shards: usize,
+    /// Agrees to permessage-deflate with clients that offer it.
+    pub deflate: bool,
+}
+
+/// Serves echoes until SIGTERM or SIGINT.
+pub fn run(options: EchoOptions) -> anyhow::Result<()> {
+    let EchoOptions { listen: address, shards, deflate } = options;
     probe_bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let listeners = open_listeners(address, shards.max(1))?;
     let bound = listeners[0].address();
@@ -68,7 +79,7 @@ pub fn run(address: SocketAddr, shards: usize) -> anyhow::Result<()> {
     let threads = listeners
         .into_iter()
         .enumerate()
-        .map(|(index, listener)| spawn(index, listener, Arc::clone(&stop)))
+        .map(|(index, listener)| spawn(index, listener, deflate, Arc::clone(&stop)))
         .collect::<Result<Vec<_>, _>>()?;
     // For whoever started it: port 0 asks the kernel to choose.
     writeln!(std::io::stdout(), "listening on {bound}")?;
@@ -95,11 +106,12 @@ fn open_listeners(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Liste
 fn spawn(
     index: usize,
     listener: Listener,
+    deflate: bool,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<thread::JoinHandle<anyhow::Result<()>>> {
     thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         let stop = StopAll(stop);
-        run_shard(&listener, &stop.0)
+        run_shard(&listener, deflate, &stop.0)
     })
 }
 
@@ -113,12 +125,13 @@ impl Drop for StopAll {
     }
 }
 
-fn run_shard(listener: &Listener, stop: &AtomicBool) -> anyhow::Result<()> {
+fn run_shard(listener: &Listener, deflate: bool, stop: &AtomicBool) -> anyhow::Result<()> {
     let ring = KernelRing::new(RingOptions { sockets: SOCKETS_MAX, ..RingOptions::default() })?;
     let options = ShardOptions {
         connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
         message_size_max: ECHO_MESSAGE_SIZE_MAX as u32,
         queue_size_max: QUEUE_SIZE_MAX,
+        deflate,
         ..ShardOptions::default()
     };
     let mut shard = Shard::new(ring, EchoApplication, options, Now::read());

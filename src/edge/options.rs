@@ -32,6 +32,8 @@ pub struct EdgeOptions {
     pub control: Option<PathBuf>,
     /// Silence after which a client is pinged; twice that without a frame closes with 4002.
     pub heartbeat_ms: u32,
+    /// Agrees to permessage-deflate with clients that offer it.
+    pub deflate: bool,
     pub admin: AdminOptions,
 }
 

@@ -93,6 +93,7 @@ fn run_shard(
         message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
         queue_size_max: QUEUE_SIZE_MAX,
         heartbeat_ms: u64::from(options.heartbeat_ms),
+        deflate: options.deflate,
         ..ShardOptions::default()
     };
     let chat = Chat::new(ChatOptions {

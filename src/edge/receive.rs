@@ -105,14 +105,18 @@ fn request<R: Ring, A: Application<R>>(
         Decision::Respond(response) => return connections.respond(id, &response, listening),
     };
     let mut response = connections.spare_vector();
-    match head.upgrade() {
-        Ok(upgrade) => upgrade.write_response(subprotocol, &mut response),
+    let deflate = match head.upgrade() {
+        Ok(upgrade) => {
+            let deflate = upgrade.deflate.filter(|_| connections.options.deflate);
+            upgrade.write_response(subprotocol, deflate, &mut response);
+            deflate
+        }
         Err(refusal) => return connections.respond(id, &refusal.response(), listening),
-    }
+    };
     connections.queue(id, |outbound| outbound.push_response(&response));
     response.clear();
     connections.recycle_vector(response);
-    connections.open(id);
+    connections.open(id, deflate);
     application.opened(connections.now, id, connections);
     frames(application, connections, id, &mut bytes[size..]);
 }
@@ -148,8 +152,8 @@ fn whole_request(
     }
 }
 
-/// Runs bytes through the framer, which is out of its slot meanwhile: the application may do
-/// anything to any connection while it looks at a message.
+/// Runs bytes through the framer, which is out of its slot meanwhile, as the inflater is: the
+/// application may do anything to any connection while it looks at a message.
 fn frames<R: Ring, A: Application<R>>(
     application: &mut A,
     connections: &mut Connections,
@@ -160,7 +164,8 @@ fn frames<R: Ring, A: Application<R>>(
         return;
     };
     let mut framer = std::mem::take(&mut connection.framer);
-    let mut input = Input::new(bytes);
+    let mut inflater = connections.inflater.take();
+    let mut input = Input::with_inflater(bytes, inflater.as_deref_mut());
     loop {
         match framer.next(&mut input) {
             Ok(Some(event)) => handle(application, connections, id, event),
@@ -171,6 +176,7 @@ fn frames<R: Ring, A: Application<R>>(
             }
         }
     }
+    connections.inflater = inflater;
     if let Some(connection) = connections.get_mut(id) {
         connection.framer = framer;
     }

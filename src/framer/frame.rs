@@ -6,9 +6,10 @@ use super::Violation;
 pub const HEADER_SIZE_MAX: usize = 14;
 /// Payload of a control frame (RFC 6455 5.5).
 pub const CONTROL_SIZE_MAX: usize = 125;
-/// Reserved bits, as in a header's first byte. An extension that claims one passes it to
-/// [`Header::decode`]; permessage-deflate will be the first.
+/// Reserved bits, as in a header's first byte: none without an extension.
 pub const RESERVED_NONE: u8 = 0;
+/// RSV1, with which permessage-deflate marks the first frame of a compressed message (RFC 7692 6).
+pub const RESERVED_COMPRESSED: u8 = 0x40;
 
 const FINAL_BIT: u8 = 0x80;
 const RESERVED_BITS: u8 = 0x70;
@@ -49,6 +50,8 @@ impl Opcode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     pub is_final: bool,
+    /// The message that begins with this frame is compressed.
+    pub is_compressed: bool,
     pub opcode: Opcode,
     /// The masking key.
     pub key: [u8; 4],
@@ -78,6 +81,7 @@ impl Header {
         };
         Ok(Some(Header {
             is_final: first & FINAL_BIT != 0,
+            is_compressed: first & RESERVED_COMPRESSED != 0,
             opcode,
             key: *key,
             payload_size,
@@ -88,20 +92,12 @@ impl Header {
 
 /// Appends one whole unmasked frame, as servers send them.
 pub fn encode_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
-    out.reserve(10 + payload.len());
-    out.push(FINAL_BIT | opcode as u8);
-    match payload.len() {
-        size @ 0..=125 => out.push(size as u8),
-        size @ 126..=0xffff => {
-            out.push(126);
-            out.extend_from_slice(&(size as u16).to_be_bytes());
-        }
-        size => {
-            out.push(127);
-            out.extend_from_slice(&(size as u64).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(payload);
+    encode(FINAL_BIT | opcode as u8, payload, out);
+}
+
+/// Appends the frame of a whole message whose payload is compressed.
+pub fn encode_compressed_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+    encode(FINAL_BIT | RESERVED_COMPRESSED | opcode as u8, payload, out);
 }
 
 /// Bytes of the unmasked frame at the front of `frames`, which [`encode_frame`] wrote.
@@ -139,11 +135,32 @@ pub fn is_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
+fn encode(first: u8, payload: &[u8], out: &mut Vec<u8>) {
+    out.reserve(10 + payload.len());
+    out.push(first);
+    match payload.len() {
+        size @ 0..=125 => out.push(size as u8),
+        size @ 126..=0xffff => {
+            out.push(126);
+            out.extend_from_slice(&(size as u16).to_be_bytes());
+        }
+        size => {
+            out.push(127);
+            out.extend_from_slice(&(size as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
+
 fn check_first(first: u8, reserved_allowed: u8) -> Result<Opcode, Violation> {
     if first & RESERVED_BITS & !reserved_allowed != 0 {
         return Err(Violation::ReservedBits);
     }
     let opcode = Opcode::from_bits(first & 0x0f)?;
+    // What is left is RSV1: only data messages are compressed, and their first frame says it.
+    if first & RESERVED_BITS != 0 && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(Violation::ReservedBits);
+    }
     if opcode.is_control() && first & FINAL_BIT == 0 {
         return Err(Violation::ControlFragmented);
     }
@@ -238,7 +255,21 @@ mod tests {
             assert_eq!(decode(bytes), Err(violation));
             assert_eq!(decode(&bytes[..bytes.len() - 1]), Ok(None));
         }
-        assert_eq!(Header::decode(&[0xc1], 0x40), Ok(None));
+    }
+
+    #[test]
+    fn only_the_first_frame_of_a_data_message_may_say_that_it_is_compressed() {
+        let decode = |bytes: &[u8]| Header::decode(bytes, RESERVED_COMPRESSED);
+        for first in [0xc1, 0xc2, 0x41, 0x42] {
+            assert_eq!(decode(&[first]), Ok(None));
+            let header = decode(&[first, 0x80, 0, 0, 0, 0]).expect("good").expect("whole");
+            assert!(header.is_compressed);
+        }
+        for first in [0xc0, 0x40, 0xc8, 0xc9, 0xca, 0xe1, 0xd1, 0xa2, 0x91] {
+            assert_eq!(decode(&[first]), Err(Violation::ReservedBits), "{first:x}");
+        }
+        let header = decode(&[0x81, 0x80, 0, 0, 0, 0]).expect("good").expect("whole");
+        assert!(!header.is_compressed);
     }
 
     #[test]
@@ -255,6 +286,10 @@ mod tests {
             assert_eq!(&out[..header.len()], header);
             assert_eq!(out.len(), header.len() + size);
             assert_eq!(frame_size(&out), out.len());
+            let mut compressed = Vec::new();
+            encode_compressed_frame(Opcode::Binary, &vec![7; size], &mut compressed);
+            out[0] |= RESERVED_COMPRESSED;
+            assert!(compressed == out);
         }
     }
 

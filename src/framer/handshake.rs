@@ -11,6 +11,10 @@ use sha1::{Digest as _, Sha1};
 
 use crate::limits::{REQUEST_HEAD_SIZE_MAX, REQUEST_HEADER_COUNT_MAX};
 
+mod extensions;
+
+pub use extensions::DeflateAgreement;
+
 /// Appended to the key before hashing (RFC 6455 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Padding as the standard has it; bits behind the sixteenth byte are nobody's business.
@@ -145,7 +149,11 @@ impl<'a> Request<'a> {
         }
         self.check_host()?;
         self.check_version()?;
-        Ok(Upgrade { key: self.key()?, subprotocols: self.subprotocols()? })
+        Ok(Upgrade {
+            key: self.key()?,
+            subprotocols: self.subprotocols()?,
+            deflate: extensions::agree(self.headers("sec-websocket-extensions"))?,
+        })
     }
 
     fn check_host(&self) -> Result<(), Refusal> {
@@ -208,11 +216,19 @@ pub struct Upgrade<'a> {
     key: &'a [u8],
     /// What the client offers, in its order.
     pub subprotocols: Vec<&'a str>,
+    /// What the client's offers of permessage-deflate come to, for a server that wants it.
+    pub deflate: Option<DeflateAgreement>,
 }
 
 impl Upgrade<'_> {
-    /// Appends the 101 response. `subprotocol` is one of those offered, or none.
-    pub fn write_response(&self, subprotocol: Option<&str>, out: &mut Vec<u8>) {
+    /// Appends the 101 response. `subprotocol` is one of those offered, or none; `deflate` is
+    /// [`Upgrade::deflate`], or none.
+    pub fn write_response(
+        &self,
+        subprotocol: Option<&str>,
+        deflate: Option<DeflateAgreement>,
+        out: &mut Vec<u8>,
+    ) {
         out.extend_from_slice(
             b"HTTP/1.1 101 Switching Protocols\r\n\
             Upgrade: websocket\r\n\
@@ -223,6 +239,10 @@ impl Upgrade<'_> {
         if let Some(subprotocol) = subprotocol {
             out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
             out.extend_from_slice(subprotocol.as_bytes());
+        }
+        if let Some(deflate) = deflate {
+            out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+            out.extend_from_slice(deflate.answer().as_bytes());
         }
         out.extend_from_slice(b"\r\n\r\n");
     }
@@ -283,10 +303,12 @@ fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The element as text when it is a token (RFC 9110 5.6.2).
 fn token(element: &[u8]) -> Option<&str> {
-    let is_token_byte =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let is_token = !element.is_empty() && element.iter().all(is_token_byte);
     std::str::from_utf8(element).ok().filter(|_| is_token)
+}
+
+fn is_token_byte(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 fn parse_decimal(digits: &[u8]) -> Option<usize> {

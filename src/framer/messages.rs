@@ -4,11 +4,17 @@
 //! the buffer's end cuts, and fragmented messages, gather in a [`Partial`], which exists only until
 //! it is handed out: an idle framer is 16 bytes. What is gathered never exceeds twice of what has
 //! arrived, whatever a header announced.
+//!
+//! A compressed message is inflated once it is whole, by the [`Inflater`] that comes with the input
+//! and holds the message while it is lent out.
 
 use std::fmt;
 
 use super::Violation;
-use super::frame::{HEADER_SIZE_MAX, Header, Opcode, RESERVED_NONE, is_close_code};
+use super::deflate::{Inflater, compressed_size_max};
+use super::frame::{
+    HEADER_SIZE_MAX, Header, Opcode, RESERVED_COMPRESSED, RESERVED_NONE, is_close_code,
+};
 use super::mask::unmask;
 use super::utf8::Validator;
 
@@ -31,11 +37,17 @@ pub enum Event<'a> {
 pub struct Input<'a> {
     bytes: &'a mut [u8],
     position: usize,
+    inflater: Option<&'a mut Inflater>,
 }
 
 impl<'a> Input<'a> {
     pub fn new(bytes: &'a mut [u8]) -> Input<'a> {
-        Input { bytes, position: 0 }
+        Input { bytes, position: 0, inflater: None }
+    }
+
+    /// With what a framer that was made by [`Framer::with_deflate`] needs.
+    pub fn with_inflater(bytes: &'a mut [u8], inflater: Option<&'a mut Inflater>) -> Input<'a> {
+        Input { bytes, position: 0, inflater }
     }
 
     fn rest(&self) -> &[u8] {
@@ -53,6 +65,28 @@ impl<'a> Input<'a> {
     fn last_taken(&self, size: usize) -> &[u8] {
         &self.bytes[self.position - size..self.position]
     }
+
+    /// The message of which this is the compressed form.
+    fn inflate<'i>(
+        &'i mut self,
+        payload: Compressed,
+        opcode: Opcode,
+        size_max: u32,
+    ) -> Result<&'i [u8], Violation> {
+        let inflater = self.inflater.as_deref_mut().ok_or(Violation::ReservedBits)?;
+        let payload = match payload {
+            Compressed::Taken(size) => &self.bytes[self.position - size..self.position],
+            Compressed::Gathered(payload) => payload,
+        };
+        inflater.inflate(payload, opcode == Opcode::Text, size_max as usize)
+    }
+}
+
+/// Where the payload of a compressed message is.
+enum Compressed<'p> {
+    /// The bytes of the input that were consumed last.
+    Taken(usize),
+    Gathered(&'p [u8]),
 }
 
 /// Per-connection state. Sans I/O: see the module.
@@ -61,6 +95,8 @@ pub struct Framer {
     partial: Option<Box<Partial>>,
     message_size_max: u32,
     finished: bool,
+    /// [`RESERVED_COMPRESSED`] when compression was agreed.
+    reserved_allowed: u8,
 }
 
 const _: () = assert!(size_of::<Framer>() <= 16);
@@ -75,6 +111,8 @@ struct Partial {
     frame: Option<Arriving>,
     /// The data message that is open: begun and not ended by a final frame.
     message_opcode: Option<Opcode>,
+    /// That message, or the last one.
+    is_compressed: bool,
     message: Vec<u8>,
     text: Validator,
     /// The payload of a control frame: at most 125 bytes, its header was checked.
@@ -95,12 +133,18 @@ struct Arriving {
 /// Where the payload of a frame that makes an event is.
 enum Arrived {
     /// The last `size` bytes of the input that were consumed.
-    InPlace { opcode: Opcode, size: usize },
+    InPlace { opcode: Opcode, size: usize, is_compressed: bool },
     /// In the partial.
     Gathered(Opcode),
 }
 
 use Arrived::{Gathered, InPlace};
+
+/// What a partial lends out.
+enum Lent<'p> {
+    Plain(&'p [u8]),
+    Compressed(&'p [u8]),
+}
 
 /// How far a partial came with an input.
 enum Progress {
@@ -112,7 +156,13 @@ enum Progress {
 impl Framer {
     /// Takes messages of at most `message_size_max` bytes, reassembled.
     pub fn new(message_size_max: u32) -> Framer {
-        Framer { partial: None, message_size_max, finished: false }
+        Framer { message_size_max, reserved_allowed: RESERVED_NONE, ..Framer::default() }
+    }
+
+    /// Takes compressed messages too: [`Input::with_inflater`] brings what inflates them. The bound
+    /// is that of the inflated message.
+    pub fn with_deflate(message_size_max: u32) -> Framer {
+        Framer { message_size_max, reserved_allowed: RESERVED_COMPRESSED, ..Framer::default() }
     }
 
     /// The next event of `input`, or `None` when all of it is consumed: to be called until then.
@@ -124,14 +174,22 @@ impl Framer {
             return Ok(None);
         }
         let arrived = self.advance(input);
-        let Framer { partial, finished, .. } = self;
+        let Framer { partial, finished, message_size_max, .. } = self;
+        let partial = partial.as_deref();
         let event = match arrived {
             Ok(None) => return Ok(None),
-            Ok(Some(InPlace { opcode, size })) => event(opcode, input.last_taken(size)),
-            Ok(Some(Gathered(opcode))) => {
-                let lent = partial.as_deref().map_or(&[][..], Partial::lent);
-                event(opcode, lent)
+            Ok(Some(InPlace { opcode, size, is_compressed: false })) => {
+                event(opcode, input.last_taken(size))
             }
+            Ok(Some(InPlace { opcode, size, .. })) => input
+                .inflate(Compressed::Taken(size), opcode, *message_size_max)
+                .and_then(|message| event(opcode, message)),
+            Ok(Some(Gathered(opcode))) => match partial.map_or(Lent::Plain(&[]), Partial::lent) {
+                Lent::Plain(payload) => event(opcode, payload),
+                Lent::Compressed(payload) => input
+                    .inflate(Compressed::Gathered(payload), opcode, *message_size_max)
+                    .and_then(|message| event(opcode, message)),
+            },
             Err(violation) => Err(violation),
         };
         *finished = matches!(event, Err(_) | Ok(Event::Close { .. }));
@@ -178,8 +236,9 @@ impl Framer {
             if is_whole && is_alone {
                 let payload = input.take(header.payload_size);
                 unmask(payload, header.key);
-                let (opcode, size) = (header.opcode, payload.len());
-                return Ok(Some(InPlace { opcode, size }));
+                let (opcode, size, is_compressed) =
+                    (header.opcode, payload.len(), header.is_compressed);
+                return Ok(Some(InPlace { opcode, size, is_compressed }));
             }
             self.partial.get_or_insert_default().begin(&header);
         }
@@ -190,9 +249,9 @@ impl Framer {
         if let Some(partial) = &mut self.partial
             && partial.header_size > 0
         {
-            return partial.complete_header(input);
+            return partial.complete_header(input, self.reserved_allowed);
         }
-        let header = Header::decode(input.rest(), RESERVED_NONE)?;
+        let header = Header::decode(input.rest(), self.reserved_allowed)?;
         match &header {
             Some(header) => {
                 input.take(header.header_size as u64);
@@ -212,7 +271,12 @@ impl Framer {
             _ => {}
         }
         let held = open.map_or(0, |partial| partial.message.len() as u64);
-        if held + header.payload_size > u64::from(self.message_size_max) {
+        let is_compressed = header.is_compressed || open.is_some_and(|open| open.is_compressed);
+        let size_max = match is_compressed {
+            true => compressed_size_max(self.message_size_max),
+            false => u64::from(self.message_size_max),
+        };
+        if held + header.payload_size > size_max {
             return Err(Violation::TooBig);
         }
         Ok(())
@@ -236,11 +300,12 @@ impl Partial {
         self.header_size == 0 && self.frame.is_none() && self.message_opcode.is_none()
     }
 
-    fn lent(&self) -> &[u8] {
+    fn lent(&self) -> Lent<'_> {
         match self.lent {
-            Some(opcode) if opcode.is_control() => &self.control,
-            Some(_) => &self.message,
-            None => &[],
+            Some(opcode) if opcode.is_control() => Lent::Plain(&self.control),
+            Some(_) if self.is_compressed => Lent::Compressed(&self.message),
+            Some(_) => Lent::Plain(&self.message),
+            None => Lent::Plain(&[]),
         }
     }
 
@@ -252,10 +317,14 @@ impl Partial {
     }
 
     /// Adds to the kept header, byte by byte, until it is one.
-    fn complete_header(&mut self, input: &mut Input) -> Result<Option<Header>, Violation> {
+    fn complete_header(
+        &mut self,
+        input: &mut Input,
+        reserved_allowed: u8,
+    ) -> Result<Option<Header>, Violation> {
         loop {
             let size = usize::from(self.header_size);
-            if let Some(header) = Header::decode(&self.header[..size], RESERVED_NONE)? {
+            if let Some(header) = Header::decode(&self.header[..size], reserved_allowed)? {
                 self.header_size = 0;
                 return Ok(Some(header));
             }
@@ -270,6 +339,7 @@ impl Partial {
     fn begin(&mut self, header: &Header) {
         if matches!(header.opcode, Opcode::Text | Opcode::Binary) {
             self.message_opcode = Some(header.opcode);
+            self.is_compressed = header.is_compressed;
             self.text = Validator::default();
         }
         self.frame = Some(Arriving {
@@ -302,7 +372,7 @@ impl Partial {
             self.control.extend_from_slice(piece);
             return Ok(());
         }
-        if self.message_opcode == Some(Opcode::Text) {
+        if self.message_opcode == Some(Opcode::Text) && !self.is_compressed {
             self.text.push(piece).map_err(|_| Violation::NotUtf8)?;
         }
         self.message.extend_from_slice(piece);

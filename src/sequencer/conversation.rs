@@ -8,16 +8,16 @@ use super::appender::Waiter;
 use super::inbox::Raise;
 use super::listing::PageAsked;
 use super::order::Send;
-use super::stream::Asked;
+use super::stream::{Asked, Named};
 use crate::link::message::Accepted;
-use crate::link::record::{ConversationName, Id};
+use crate::link::record::Id;
 
 /// Something that waits until the conversation is loaded, or until a look-up before it is done.
 pub enum Task {
     Send(Waiter, Send),
     Raise(Id, Raise),
     Page(PageAsked),
-    Sync(Id, Asked, Vec<(ConversationName, u64)>),
+    Sync(Id, Asked, Named),
 }
 
 /// A send that has its place and is not durable yet.

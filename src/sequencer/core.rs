@@ -416,7 +416,7 @@ impl Sequencer {
             }
             ToSequencer::Sync { address, session, user, device, convos } => {
                 let asked = super::stream::Asked { waiter, address, session, device };
-                self.sync(user, asked, convos, out);
+                self.sync(user, asked, convos.map(super::stream::Named::new), out);
             }
             ToSequencer::History { user, convo, before, limit, .. } => {
                 self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);

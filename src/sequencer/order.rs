@@ -126,7 +126,7 @@ impl Sequencer {
                 Task::Send(waiter, send) => self.order(convo, waiter, send, looked_up, out),
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
                 Task::Page(page) => self.page_checked(page, out),
-                Task::Sync(user, asked, convos) => self.sync(user, asked, Some(convos), out),
+                Task::Sync(user, asked, named) => self.sync(user, asked, Some(named), out),
             }
         }
     }
@@ -193,6 +193,11 @@ impl Sequencer {
         let log = self.appender.as_mut().expect("sends are refused without one");
         let lsn = log.append(Record::Message { message }, vec![waiter]);
         entry.pending.insert((send.user, send.id), Pending { lsn });
+        #[cfg(test)]
+        if crate::simulation::planted::Planted::AcknowledgeOnReceipt.is_planted() {
+            let (seq, mid, ts) = (entry.head, self.last_mid, self.last_ts);
+            self.tell_sent(waiter, convo, Accepted { seq, mid, ts }, out);
+        }
     }
 
     fn tell_sent(

@@ -106,7 +106,7 @@ impl Sequencer {
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
                 Task::Close(retired) => self.close(user, &retired, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
-                Task::Sync(asked, convos) => self.sync_loaded(user, asked, convos, out),
+                Task::Sync(asked, due) => self.sync_loaded(user, asked, due, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
                 Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {

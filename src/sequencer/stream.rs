@@ -34,6 +34,19 @@ pub struct Asked {
     pub device: Id,
 }
 
+/// The conversations that a `sync` names, each with what the client has of it.
+pub struct Named {
+    unchecked: VecDeque<(ConversationName, u64)>,
+    /// Known to exist, and to be his. What was checked need not stay in memory meanwhile.
+    due: VecDeque<(ConversationName, u64)>,
+}
+
+impl Named {
+    pub fn new(convos: Vec<(ConversationName, u64)>) -> Named {
+        Named { unchecked: convos.into(), due: VecDeque::new() }
+    }
+}
+
 /// Where a session stands in one conversation.
 #[derive(Clone, Copy, Debug)]
 struct Position {
@@ -52,6 +65,14 @@ struct Request {
     heads: Vec<(ConversationName, u64)>,
 }
 
+/// The question to the store that is under way for a session.
+struct Reading {
+    convo: ConversationName,
+    stream: u64,
+    /// What was fanned out when it was asked.
+    fanned: u64,
+}
+
 /// A live connection of a device.
 pub struct Session {
     pub peer: PeerId,
@@ -64,7 +85,7 @@ pub struct Session {
     requests: VecDeque<Request>,
     /// The conversation being read for the first request, and what was fanned out when it was
     /// asked.
-    reading: Option<(ConversationName, u64)>,
+    reading: Option<Reading>,
     /// A chunk is on its way to the socket.
     awaits_room: bool,
     /// The connection fell behind: nothing live is pushed until its queue has drained.
@@ -169,38 +190,43 @@ impl Sequencer {
         &mut self,
         user: Id,
         asked: Asked,
-        convos: Option<Vec<(ConversationName, u64)>>,
+        named: Option<Named>,
         out: &mut dyn Outlet,
     ) {
-        for (convo, _) in convos.iter().flatten() {
-            if let Err((code, why)) = check_name(convo) {
+        let Some(mut named) = named else {
+            return self.with_user(user, Task::Sync(asked, None), out);
+        };
+        while let Some((convo, seq)) = named.unchecked.pop_front() {
+            if let Err((code, why)) = check_name(&convo) {
                 return self.refuse(asked.waiter, code, why, out);
             }
-            if !is_member(convo, &user) {
+            if !is_member(&convo, &user) {
                 return self.refuse(asked.waiter, Code::NotMember, "not a member of it", out);
             }
-            match self.conversations.get(convo) {
-                Some(entry) if entry.loaded && entry.durable_head == 0 => {
-                    let why = "no such conversation";
-                    return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
-                }
-                Some(entry) if entry.loaded => {}
-                _ => {
-                    let convo = convo.clone();
-                    let convos = convos.unwrap_or_default();
-                    let task = ConversationTask::Sync(user, asked, convos);
-                    return self.with_conversation(convo, task, out);
-                }
+            let loaded = self.conversations.get(&convo).filter(|entry| entry.loaded);
+            let Some(head) = loaded.map(|entry| entry.durable_head) else {
+                named.unchecked.push_front((convo.clone(), seq));
+                return self.with_conversation(
+                    convo,
+                    ConversationTask::Sync(user, asked, named),
+                    out,
+                );
+            };
+            if head == 0 {
+                let why = "no such conversation";
+                return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
             }
+            self.counters.seq_above_head_total += u64::from(seq > head);
+            named.due.push_back((convo, seq.min(head)));
         }
-        self.with_user(user, Task::Sync(asked, convos), out);
+        self.with_user(user, Task::Sync(asked, Some(named.due)), out);
     }
 
     pub(super) fn sync_loaded(
         &mut self,
         user: &Id,
         asked: Asked,
-        convos: Option<Vec<(ConversationName, u64)>>,
+        due: Option<VecDeque<(ConversationName, u64)>>,
         out: &mut dyn Outlet,
     ) {
         let Asked { waiter, address, session: number, device } = asked;
@@ -211,15 +237,9 @@ impl Sequencer {
         if let Some(session) = self.session(user, &device) {
             session.manual = false;
         }
-        let Some(convos) = convos else {
+        let Some(due) = due else {
             return self.catch_up(user, &device, Some(waiter), out);
         };
-        let mut due = VecDeque::new();
-        for (convo, seq) in convos {
-            let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
-            self.counters.seq_above_head_total += u64::from(seq > head);
-            due.push_back((convo, seq.min(head)));
-        }
         self.stream(user, &device, Request { reply: Some(waiter), due, heads: Vec::new() }, out);
     }
 
@@ -253,14 +273,14 @@ impl Sequencer {
 
     /// The chunk has left for the socket.
     pub(super) fn room(&mut self, user: &Id, named: &Retired, stream: u64, out: &mut dyn Outlet) {
-        let next_stream = self.next_stream();
+        let later = self.next_stream();
         if self.has_session(user, named)
             && let Some(session) = self.session(user, &named.device)
         {
             session.awaits_room = false;
             if let Some(lag) = session.lag.take_if(|lag| lag.stream <= stream) {
                 let due = lag.pushed_upto.into_iter().collect();
-                session.begin(Request { reply: None, due, heads: Vec::new() }, next_stream);
+                session.begin(Request { reply: None, due, heads: Vec::new() }, later);
             }
             self.pump(user, &named.device, out);
         }
@@ -300,8 +320,8 @@ impl Sequencer {
         self.say(peer, empty, out);
     }
 
-    /// A piece of the log came for a session's catching up. The caller knows it to be this
-    /// session's: streams of another connection of the device have the same numbers.
+    /// A piece of the log came for a session's catching up. It counts only if this session asked
+    /// for it: what an earlier one of the device asked tells nothing about where this one stands.
     pub(super) fn range_read(
         &mut self,
         user: &Id,
@@ -315,8 +335,10 @@ impl Sequencer {
         let Some(session) = self.session(user, device) else {
             return;
         };
-        let reading = session.reading.take_if(|(reading, _)| reading == convo);
-        let Some((_, fanned)) = reading else { return };
+        let is_answer = |reading: &mut Reading| reading.convo == *convo && reading.stream == stream;
+        let Some(Reading { fanned, .. }) = session.reading.take_if(is_answer) else {
+            return;
+        };
         let (peer, target) = (session.peer, session.target());
         let Some(position) = session.positions.get_mut(convo) else {
             return;
@@ -431,7 +453,7 @@ impl Sequencer {
         let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
         position.catching = true;
         let (first, stream) = (position.pushed_upto + 1, position.stream);
-        session.reading = Some((convo.clone(), fanned));
+        session.reading = Some(Reading { convo: convo.clone(), stream, fanned });
         let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
         let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };

@@ -20,7 +20,7 @@ pub enum Task {
     Confirm(Confirmed),
     Close(Retired),
     Raise(Raise),
-    Sync(Asked, Option<Vec<(ConversationName, u64)>>),
+    Sync(Asked, Option<VecDeque<(ConversationName, u64)>>),
     List {
         waiter: Waiter,
         after: Option<ConversationName>,

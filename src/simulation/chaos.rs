@@ -10,6 +10,7 @@ use super::world::ledger::{Verdict, members};
 use super::world::trace::Trace;
 use super::world::{Role, World, WorldOptions};
 use crate::link::message::Watermark;
+use crate::sequencer::budget::Budget;
 
 /// Messages of one device that are unanswered at a time.
 const UNANSWERED_COUNT_MAX: usize = 4;
@@ -130,6 +131,11 @@ impl Chaos {
                 ..SimOptions::default()
             },
             segment_size: if large { 4 * 1024 * 1024 } else { 128 * 1024 },
+            // A user has at most four conversations, and one `sync` may name them all.
+            budget: match random.chance(0.3) {
+                true => Budget { conversations_max: 5, users_max: 1, ..Budget::default() },
+                false => Budget::default(),
+            },
         };
         let mut world = World::new(random.next_u64(), options, trace);
         for user in &USERS[..2 + random.index(3)] {

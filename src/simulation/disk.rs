@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
-use super::planted::{Planted, is_planted};
+use super::planted::Planted;
 use crate::store::device::{
     DeviceEvent, DeviceFault, LogDevice, LogReader, Operation, SegmentInfo,
 };
@@ -161,18 +161,13 @@ impl SimDisk {
     }
 
     /// From now on writes work again.
-    pub fn mend_writes(&self) {
+    pub fn repair(&self) {
         self.shared.borrow_mut().fails_writes = false;
     }
 
     /// From now on the flush when a log is opened fails, or works again.
     pub fn fail_flush(&self, fails: bool) {
         self.shared.borrow_mut().fails_flush = fails;
-    }
-
-    /// From now on writes work again.
-    pub fn repair(&self) {
-        self.shared.borrow_mut().fails_writes = false;
     }
 
     /// Flips a bit of what the disk holds.
@@ -341,7 +336,7 @@ impl Shared {
             return;
         }
         if let Some(file) = self.files.get_mut(&segment) {
-            if is_planted(Planted::SkipSync) {
+            if Planted::SkipSync.is_planted() {
                 file.write_unsynced(offset as usize, data);
             } else {
                 file.visible[offset as usize..][..data.len()].copy_from_slice(data);

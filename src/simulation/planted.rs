@@ -1,6 +1,6 @@
 //! Bugs planted on purpose, to see that the simulator finds them.
 //!
-//! The product asks [`is_planted`] under `cfg(test)` only, so production code holds none of this.
+//! The product asks [`Planted::is_planted`] under `cfg(test)` only, so production code holds none of this.
 //! What is planted holds for one thread, which runs one simulation at a time.
 
 use std::cell::Cell;
@@ -24,9 +24,11 @@ thread_local! {
     static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
 }
 
-/// Whether this bug is in force on this thread.
-pub fn is_planted(bug: Planted) -> bool {
-    PLANTED.get() == Some(bug)
+impl Planted {
+    /// Whether this bug is in force on this thread.
+    pub fn is_planted(self) -> bool {
+        PLANTED.get() == Some(self)
+    }
 }
 
 /// Runs `work` with the bug in force.

@@ -1,5 +1,6 @@
 //! Seeds of the simulator: that they hold, that they replay, and that planted bugs are found.
 
+use super::planted::{Planted, with_planted};
 use super::{Failure, Options, Report, run};
 
 /// Of an ordinary test run.
@@ -28,6 +29,43 @@ fn a_seed_replays_exactly() {
         let [one, other] = [(); 2].map(|()| run(seed, &Options::default()));
         assert_eq!(one.expect("it holds"), other.expect("it holds"));
     }
+}
+
+/// Of a planted bug, before it must have been found.
+const PLANTED_SEED_COUNT: u64 = 60;
+
+fn is_found(bug: Planted, by: &[&str]) {
+    let options = Options::default();
+    let find = |seed| with_planted(bug, || run(seed, &options).err());
+    let failure = (0..PLANTED_SEED_COUNT).find_map(find);
+    let failure = failure.unwrap_or_else(|| panic!("{bug:?} is not found"));
+    let expected = by.iter().any(|words| failure.what.contains(words));
+    assert!(expected, "{bug:?} is found by something else: {failure}");
+}
+
+#[test]
+fn a_skipped_sync_is_found() {
+    is_found(Planted::SkipSync, &["is not durable", "store does not start", "store ends"]);
+}
+
+#[test]
+fn a_dropped_replay_is_found() {
+    is_found(Planted::DropReplay, &["does not come to rest", "it is still not so"]);
+}
+
+#[test]
+fn a_slot_reused_without_a_new_generation_is_found() {
+    is_found(Planted::ReuseSlot, &[""]);
+}
+
+#[test]
+fn an_acknowledgement_on_receipt_is_found() {
+    is_found(Planted::AcknowledgeOnReceipt, &["sent speaks of what is not durable"]);
+}
+
+#[test]
+fn a_position_past_an_unacknowledged_push_is_found() {
+    is_found(Planted::PassUnacknowledged, &["has neither acknowledged nor marked"]);
 }
 
 /// Runs the seeds on two threads, which share nothing; returns what failed, by seed.

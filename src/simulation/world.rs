@@ -16,6 +16,7 @@ pub mod witness;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::clock::Now;
+use crate::sequencer::budget::Budget;
 use crate::simulation::disk::SimDisk;
 use crate::simulation::kernel::{SimNetwork, SimOptions};
 use crate::simulation::random::Random;
@@ -38,6 +39,8 @@ pub struct WorldOptions {
     pub network: SimOptions,
     /// Bytes of a log segment.
     pub segment_size: u64,
+    /// What a sequencer keeps in memory.
+    pub budget: Budget,
 }
 
 /// A process of the system.
@@ -61,6 +64,8 @@ pub struct World {
     pub ledger: Ledger,
     pub witness: Witness,
     pub trace: Trace,
+    /// [`World::pass`] lets the disk do nothing.
+    pub disk_is_held: bool,
     /// Added to the host's clock: it may jump.
     pub clock_skew_ms: i64,
     options: WorldOptions,
@@ -86,6 +91,7 @@ impl World {
             ledger: Ledger::default(),
             witness: Witness::default(),
             trace,
+            disk_is_held: false,
             clock_skew_ms: 0,
             options,
             random,
@@ -157,7 +163,9 @@ impl World {
             self.turn_sequencer(index)?;
         }
         self.turn_edge()?;
-        self.step_disk()?;
+        if !self.disk_is_held {
+            self.step_disk()?;
+        }
         for index in 0..self.devices.len() {
             self.with_device(index, |device, around| {
                 device.say_due(around);
@@ -165,7 +173,7 @@ impl World {
             })?;
         }
         let now_us = self.network.now_us();
-        let busy = self.disk.is_busy();
+        let busy = self.disk.is_busy() && !self.disk_is_held;
         let latest_us = now_us + if busy { us_max.min(50) } else { us_max };
         let next_us = self.network.next_event_us().unwrap_or(latest_us);
         self.network.advance_to(next_us.clamp(now_us + 1, latest_us.max(now_us + 1)));

@@ -38,6 +38,7 @@ pub struct Plan {
     pub identity: IdentitySettings,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
+    pub deflate: Option<bool>,
     pub config: Option<PathBuf>,
     pub log: Option<String>,
 }
@@ -112,6 +113,9 @@ impl Plan {
                 for origin in &self.origins {
                     flag("--origin", origin);
                 }
+                if let Some(deflate) = self.deflate {
+                    flag("--deflate", &deflate.to_string());
+                }
                 if let Some(control) = &self.control {
                     flag("--control", control);
                 }
@@ -166,6 +170,7 @@ mod tests {
             },
             hosts: vec!["chat.local".to_owned()],
             origins: Vec::new(),
+            deflate: Some(true),
             config: None,
             log: None,
         }
@@ -193,7 +198,7 @@ mod tests {
             line(Role::Edge),
             "edge --listen 127.0.0.1:8080 --sequencer 127.0.0.1:20002 --auth jwt \
              --jwt-key a.pem --jwt-key b.pem --jwt-issuer https://id.local --shards 2 \
-             --host chat.local --control data/up.sock --secret-file data/secret \
+             --host chat.local --deflate true --control data/up.sock --secret-file data/secret \
              --admin-file data/run/edge.admin"
         );
     }

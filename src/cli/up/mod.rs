@@ -30,6 +30,8 @@ pub struct UpOptions {
     pub identity: IdentitySettings,
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
+    /// `None`: the edge decides.
+    pub deflate: Option<bool>,
     /// Handed on to the children.
     pub config: Option<PathBuf>,
     /// Handed on to the children.
@@ -54,6 +56,7 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         identity: options.identity,
         hosts: options.hosts,
         origins: options.origins,
+        deflate: options.deflate,
         config: options.config,
         log: options.log,
     };

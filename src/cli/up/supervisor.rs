@@ -346,6 +346,7 @@ mod tests {
             },
             hosts: Vec::new(),
             origins: Vec::new(),
+            deflate: None,
             config: None,
             log: None,
         };

@@ -71,6 +71,12 @@ impl Router {
             self.push(target, &event, around);
             return;
         }
+        if let Some(id) = self.addressee(target)
+            && let Some(connection) = self.connection(id)
+        {
+            // From now on it is pushed to, also after the sequencer was told of it again.
+            connection.manual = false;
+        }
         self.answer(to, around, |router, request, around| {
             let event = Event::Synced { reference: request.reference, heads };
             router.push(target, &event, around);

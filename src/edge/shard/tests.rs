@@ -13,6 +13,7 @@ use crate::framer::{Opcode, Request, encode_frame};
 use crate::ring::BufferId;
 
 mod closing;
+mod compressing;
 mod opening;
 mod sending;
 mod simulated;

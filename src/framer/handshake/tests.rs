@@ -38,7 +38,7 @@ fn the_example_of_the_rfc() {
     let upgrade = request.upgrade().expect("good");
     assert_eq!(upgrade.subprotocols, ["chat", "superchat", "bearer.a-b_c.d"]);
     let mut out = Vec::new();
-    upgrade.write_response(Some("chat"), &mut out);
+    upgrade.write_response(Some("chat"), None, &mut out);
     assert_eq!(
         String::from_utf8(out).expect("ASCII"),
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -154,7 +154,7 @@ proptest! {
             prop_assert!(Request::parse(&bytes[..size - 1]).is_ok_and(|whole| whole.is_none()));
             let mut out = Vec::new();
             if let Ok(upgrade) = request.upgrade() {
-                upgrade.write_response(None, &mut out);
+                upgrade.write_response(None, upgrade.deflate, &mut out);
                 prop_assert!(out.ends_with(b"\r\n\r\n"));
             }
             let _ = request.body_size();

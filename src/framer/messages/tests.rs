@@ -269,3 +269,5 @@ proptest! {
         prop_assert_eq!(run(&bytewise), run(&[&stream]));
     }
 }
+
+mod compressed;

@@ -135,7 +135,7 @@ impl Connection {
     /// Nothing more will come: it ended, or was silent for too long.
     pub fn is_over(&self, now_us: u64) -> bool {
         let heard_us = self.last_heard_us.max(self.reads_after_us);
-        self.socket.is_closed() || now_us > heard_us + SILENCE_US
+        self.socket.is_closed() || now_us > heard_us.saturating_add(SILENCE_US)
     }
 
     /// A `sync` is under way.

@@ -11,7 +11,6 @@ use crate::edge::ticket::Tickets;
 use crate::edge::{Shard, ShardOptions};
 use crate::link::greeting::Secret;
 use crate::ring::kernel::RingOptions;
-use crate::sequencer::budget::Budget;
 use crate::sequencer::core::Outcome;
 use crate::sequencer::process::Process as Sequencer;
 use crate::simulation::disk::SimDisk;
@@ -84,8 +83,7 @@ impl World {
         let id = ring.id();
         let listener = ring.listen(address(SEQUENCER_PORT));
         let (secret, store) = (Secret::new(SECRET), address(STORE_PORT));
-        // So small that what is idle is dropped all the time, and loaded again.
-        let budget = Budget { conversations_max: 1, users_max: 1, fingerprints_max: 16 };
+        let budget = self.options.budget;
         let process =
             Sequencer::new(ring, "sequencer", incarnation, secret, listener, store, budget);
         let mut life = Life::new(process, id);

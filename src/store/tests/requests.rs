@@ -310,7 +310,7 @@ fn after_a_failed_write_the_next_life_has_everything_answered() {
         harness.ask(&append(epoch, first + count, &[message_record("g", count + 1, 3_000)]));
         harness.disk.settle();
         harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
-        harness.disk.mend_writes();
+        harness.disk.repair();
         let mut harness = harness.restart(0, 2).expect("what failed was never answered");
         assert_eq!(harness.read_all().len() as u64, 1 + count);
         assert_eq!(harness.acquire(), (epoch + 1, first + count + 1));
