@@ -102,7 +102,7 @@ impl Sequencer {
             return;
         }
         let rows = std::mem::take(&mut self.gathered.rows);
-        let mut cursors = Vec::with_capacity(rows.len().min(CURSORS_PER_RECORD_MAX));
+        let mut cursors = Vec::with_capacity(rows.len());
         let mut waiters = Vec::new();
         for ((user, device, convo), waiting) in rows {
             waiters.extend(waiting);
