@@ -86,9 +86,10 @@ fn tickets_suffice_and_are_checked(cluster: &Cluster) {
 fn frames_are_held_to_the_rules(cluster: &Cluster) {
     let connect = || Client::connect_synced(&cluster.url("user=frames")).0;
     let mut client = connect();
-    client.say_raw(&format!("{:width$}", "{}", width = FRAME_SIZE_MAX));
+    let spaced = |size: usize| format!("{{}}{}", " ".repeat(size - 2));
+    client.say_raw(&spaced(FRAME_SIZE_MAX));
     assert_eq!(client.expect("error")["code"], "bad_request");
-    client.say_raw(&format!("{:width$}", "{}", width = FRAME_SIZE_MAX + 1));
+    client.say_raw(&spaced(FRAME_SIZE_MAX + 1));
     assert_eq!(client.expect_close(), Some(1009));
     let mut client = connect();
     client.say_binary(b"{}");

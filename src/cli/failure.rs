@@ -3,11 +3,16 @@
 use std::io::{self, ErrorKind};
 
 use crate::ring::kernel::RingFault;
+use crate::store::StoreFault;
+use crate::store::repair::NeedsConsent;
 
 /// The process ended by a fault of its own or of the machine.
 pub const CODE_FAULT: u8 = 1;
 /// It cannot start like this; trying again without a change gives the same.
 pub const CODE_USAGE: u8 = 2;
+
+/// `repair` would lose something and was not told to.
+pub const CODE_CONSENT: u8 = 3;
 
 /// Whoever started the process has to change something first.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +35,14 @@ impl Failure {
             cause.is::<Usage>()
                 || cause.downcast_ref().is_some_and(is_host)
                 || cause.downcast_ref().is_some_and(is_usage)
+                || matches!(cause.downcast_ref(), Some(StoreFault::Locked { .. }))
         });
-        Failure { code: if by_usage { CODE_USAGE } else { CODE_FAULT }, message: one_line(error) }
+        let code = match error.downcast_ref::<NeedsConsent>() {
+            Some(_) => CODE_CONSENT,
+            None if by_usage => CODE_USAGE,
+            None => CODE_FAULT,
+        };
+        Failure { code, message: one_line(error) }
     }
 }
 

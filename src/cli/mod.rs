@@ -15,10 +15,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::clock::Now;
 use crate::{edge, sequencer, store};
 use failure::Failure;
 use file::ConfigurationFile;
-use settings::{EchoSettings, EdgeSettings, SequencerSettings, StoreSettings, UpSettings};
+use settings::{
+    EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings,
+};
 use token::TokenSettings;
 
 /// A self-hosted real-time messaging backbone.
@@ -49,6 +52,8 @@ enum Command {
     Sequencer(SequencerSettings),
     /// Keep every message: the log on disk and its index.
     Store(StoreSettings),
+    /// Make a store that refuses to start whole again. Only while it does not run.
+    Repair(RepairSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
     Echo(EchoSettings),
     /// Make a token for a user, to try --auth jwt.
@@ -60,7 +65,8 @@ Exit codes:
   0  ended as asked (SIGTERM, SIGINT)
   1  a fault: what it was is the last line on stderr
   2  cannot start like this: wrong usage or configuration, an address in use,
-     a directory in use, a directory that cannot be written";
+     a directory in use, a directory that cannot be written
+  3  repair: something would be lost; nothing was changed";
 
 /// Runs the subcommand that the arguments ask for, to its end.
 pub fn run() -> ExitCode {
@@ -93,6 +99,10 @@ fn dispatch(command_line: CommandLine) -> anyhow::Result<()> {
         Command::Edge(flags) => edge::run(flags.over(file.edge).into_options()?),
         Command::Sequencer(flags) => sequencer::run(flags.over(file.sequencer).into_options()?),
         Command::Store(flags) => store::run(flags.over(file.store).into_options()?),
+        Command::Repair(flags) => {
+            let options = flags.into_options(Now::read().unix_ms)?;
+            store::repair::run(&options, &mut io::stdout().lock())
+        }
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
     }
@@ -105,6 +115,7 @@ impl Command {
             Command::Edge(_) => "edge",
             Command::Sequencer(_) => "sequencer",
             Command::Store(_) => "store",
+            Command::Repair(_) => "repair",
             Command::Echo(_) => "echo",
             Command::Token(_) => "token",
         }

@@ -21,6 +21,7 @@ use crate::edge::echo::EchoOptions;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
+use crate::store::repair::RepairOptions;
 
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
 /// A secret that is shorter can be guessed.
@@ -179,6 +180,22 @@ pub struct StoreSettings {
 }
 
 #[derive(Args, Debug)]
+pub struct RepairSettings {
+    /// The directory of the store, or that of `aldis up`.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Give up what cannot be restored; it is written down before.
+    #[arg(long)]
+    accept_loss: bool,
+    /// Only say what is wrong and what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// Move the index aside although it can be read; the log rebuilds it.
+    #[arg(long)]
+    rebuild_index: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct EchoSettings {
     /// Where clients connect, on any path.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
@@ -189,6 +206,24 @@ pub struct EchoSettings {
     /// Compress messages (permessage-deflate) with clients that offer it.
     #[arg(long)]
     pub deflate: bool,
+}
+
+impl RepairSettings {
+    pub fn into_options(self, unix_ms: u64) -> Result<RepairOptions, Usage> {
+        let below = self.data.join("store");
+        let data = if below.join("log").is_dir() { below } else { self.data };
+        if !data.join("log").is_dir() {
+            let path = data.display();
+            return Err(Usage(format!("--data: {path} is not the directory of a store")));
+        }
+        Ok(RepairOptions {
+            data,
+            accept_loss: self.accept_loss,
+            dry_run: self.dry_run,
+            rebuild_index: self.rebuild_index,
+            unix_ms,
+        })
+    }
 }
 
 impl UpSettings {

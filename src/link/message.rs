@@ -214,8 +214,8 @@ wire_enum! {
         3 = Append { epoch: u64, first_lsn: u64, count: u32, records: Bytes, },
         /// Answered by `Conversation`.
         4 = LoadConversation { convo: ConversationName, },
-        /// Answered by `User`.
-        5 = LoadUser { user: Id, },
+        /// Answered by `User`. `after`: empty, or the `next` of the piece before.
+        5 = LoadUser { user: Id, after: Bytes, },
         /// Answered by `Found`.
         6 = Lookup { convo: ConversationName, user: Id, id: Id, },
         /// Messages `first..=last` of a conversation, as many as fit `size_max` bytes but at least
@@ -264,7 +264,9 @@ wire_enum! {
             /// asked.
             complete: bool,
         },
-        6 = User { to: u64, devices: Vec<Id>, cursors: Vec<Cursor>, },
+        /// A piece of what is kept of a user, as much as one entry holds. `next`: empty, or where
+        /// the next piece begins, for the store alone to understand; good for any life of it.
+        6 = User { to: u64, devices: Vec<Id>, cursors: Vec<Cursor>, next: Bytes, },
         7 = Found { to: u64, message: Option<Accepted>, },
         8 = Messages { to: u64, messages: Vec<Message>, },
         9 = Records { to: u64, records: Bytes, count: u32, },

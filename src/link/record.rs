@@ -75,8 +75,21 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// What is still known of a message whose record was lost.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct LostMessage {
+        pub convo: ConversationName,
+        pub seq: u64,
+        pub mid: u64,
+        pub ts: u64,
+        pub from: Id,
+        pub id: Id,
+    }
+}
+
 wire_enum! {
-    /// One decision of the sequencer, or (`Epoch`) of the store.
+    /// One decision of the sequencer, or (`Epoch`, `Lost`) of the store.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum Record {
         1 = Message { message: Message, },
@@ -92,6 +105,9 @@ wire_enum! {
         5 = Edge { name: Id, present: bool, },
         /// Written by the store alone: from here on only this epoch is served.
         6 = Epoch { epoch: u64, incarnation: u64, },
+        /// Written by `aldis repair` alone, in the place of a record that the disk lost: so every
+        /// position still stands for one record. `message`: if it was one, and the index knew it.
+        7 = Lost { message: Option<LostMessage>, },
     }
 }
 

@@ -92,8 +92,8 @@ pub struct Sequencer {
     pub(super) streams_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
-    /// The store takes no batch now: new sends are refused until then.
-    pub(super) refuse_until_us: u64,
+    /// The store had no room for the batch under way: new sends are refused until it has.
+    pub(super) refuses_sends: bool,
     /// When an epoch that the store could not grant is asked for again.
     epoch_due_us: Option<u64>,
     outcome: Outcome,
@@ -130,7 +130,7 @@ impl Sequencer {
             streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
-            refuse_until_us: 0,
+            refuses_sends: false,
             epoch_due_us: None,
             outcome: Outcome::Continue,
             broken: Vec::new(),
@@ -279,8 +279,8 @@ impl Sequencer {
                 FromStore::Conversation { head, fingerprints, complete, .. },
                 Purpose::Conversation(convo),
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
-            (FromStore::User { devices, cursors, .. }, Purpose::User(user)) => {
-                self.user_loaded(user, devices, cursors, out);
+            (FromStore::User { devices, cursors, next, .. }, Purpose::User(user)) => {
+                self.user_loaded(user, devices, &cursors, next, out);
             }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
                 self.looked_up(convo, message, out);
@@ -311,7 +311,7 @@ impl Sequencer {
     fn store_cannot(&mut self, to: u64) {
         let later_us = self.now.monotonic_us + u64::from(RETRY_MS) * 1_000;
         match self.requests.again(to, later_us) {
-            Some(Purpose::Append) => self.refuse_until_us = later_us,
+            Some(Purpose::Append) => self.refuses_sends = true,
             Some(Purpose::Epoch) => self.epoch_due_us = Some(later_us),
             _ => {}
         }
@@ -344,6 +344,7 @@ impl Sequencer {
     }
 
     fn became_durable(&mut self, next_lsn: u64, out: &mut dyn Outlet) {
+        self.refuses_sends = false;
         for decided in self.appender().durable(next_lsn) {
             self.apply_durable(&decided, out);
             self.fanout.push(decided.lsn, decided.record);
@@ -362,7 +363,8 @@ impl Sequencer {
             Record::Device { user, device, .. } => {
                 self.device_durable(user, device, &decided.waiters, out);
             }
-            Record::FannedOut { .. } | Record::Edge { .. } | Record::Epoch { .. } => {}
+            Record::FannedOut { .. } | Record::Edge { .. } => {}
+            Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }
 

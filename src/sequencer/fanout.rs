@@ -313,7 +313,7 @@ impl Sequencer {
                 }
             }
             Record::Device { .. } | Record::FannedOut { .. } => {}
-            Record::Edge { .. } | Record::Epoch { .. } => {}
+            Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }
 

@@ -18,4 +18,7 @@ mod sessions;
 mod stream;
 mod user;
 
+#[cfg(test)]
+mod slow_store;
+
 pub use process::run;

@@ -33,6 +33,9 @@ impl Sequencer {
         if self.appender.as_ref().is_none_or(|log| log.waiting_size() > WAITING_SIZE_MAX) {
             return self.refuse(waiter, Code::Unavailable, "the store is behind", out);
         }
+        if self.refuses_sends {
+            return self.refuse(waiter, Code::Unavailable, "the store has no room", out);
+        }
         let convo = match resolve(&send.user, &send.target) {
             Ok(convo) => convo,
             Err((code, why)) => return self.refuse(waiter, code, why, out),

@@ -46,8 +46,9 @@ pub struct Requests {
     unasked: VecDeque<(ToStore, Purpose)>,
     /// Set while the store serves our epoch; otherwise questions wait.
     open: bool,
-    /// The store said that it could not answer: nothing is asked before.
-    held_until_us: u64,
+    /// What the store could not answer, and when it is asked again: a batch for which there is no
+    /// space, or a read that failed, holds up nothing else.
+    later: VecDeque<(u64, (ToStore, Purpose))>,
 }
 
 impl Requests {
@@ -68,14 +69,13 @@ impl Requests {
         self.asked.remove(&number).map(|(_, purpose)| purpose)
     }
 
-    /// The store could not answer `number` now: the question is put again, first, but not before
+    /// The store could not answer `number` now: the question is put again, but not before
     /// `later_us`; whoever asked for an epoch does so himself. Returns what it was for.
     pub fn again(&mut self, number: u64, later_us: u64) -> Option<Purpose> {
         let question = self.asked.remove(&number)?;
         let purpose = question.1.clone();
         if purpose != Purpose::Epoch {
-            self.held_until_us = later_us;
-            self.unasked.push_front(question);
+            self.later.push_back((later_us, question));
         }
         Some(purpose)
     }
@@ -90,8 +90,9 @@ impl Requests {
             let dropped = crate::simulation::planted::Planted::DropReplay.is_planted();
             !dropped || *purpose != Purpose::Append
         });
-        let later = std::mem::take(&mut self.unasked);
-        self.unasked = repeated.chain(later).collect();
+        let later = std::mem::take(&mut self.later).into_iter().map(|(_, question)| question);
+        let unasked = std::mem::take(&mut self.unasked);
+        self.unasked = repeated.chain(later).chain(unasked).collect();
     }
 
     /// The store serves our epoch.
@@ -101,8 +102,10 @@ impl Requests {
 
     /// Puts what waits, as far as the link takes it.
     pub fn flush(&mut self, store: PeerId, now_us: u64, out: &mut dyn Outlet) {
+        while let Some((_, question)) = self.later.pop_front_if(|(due_us, _)| now_us >= *due_us) {
+            self.unasked.push_front(question);
+        }
         while self.open
-            && now_us >= self.held_until_us
             && let Some((ask, _)) = self.unasked.front()
             && let Ok(number) = out.submit(store, ask.to_bytes())
         {

@@ -4,6 +4,8 @@
 //! edge confirmed that the connection still stood; an older one is told `replaced` then, not
 //! before.
 
+use bytes::Bytes;
+
 use super::appender::Waiter;
 use super::core::Sequencer;
 use super::requests::Purpose;
@@ -67,22 +69,31 @@ impl Sequencer {
         self.users.entry(user.clone()).or_default().tasks.push_back(task);
         if !known {
             self.residents.users.push_back(user.clone());
-            let ask = ToStore::LoadUser { user: user.clone() };
+            let ask = ToStore::LoadUser { user: user.clone(), after: Bytes::new() };
             self.ask(ask, Purpose::User(user), out);
         } else {
             self.run_user(&user, out);
         }
     }
 
+    /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
+    /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(
         &mut self,
         user: Id,
         devices: Vec<Id>,
-        cursors: Vec<Cursor>,
+        cursors: &[Cursor],
+        next: Bytes,
         out: &mut dyn Outlet,
     ) {
-        self.users.entry(user.clone()).or_default().load(devices, &cursors);
-        self.run_user(&user, out);
+        let complete = next.is_empty();
+        self.users.entry(user.clone()).or_default().load(devices, cursors, complete);
+        if complete {
+            self.run_user(&user, out);
+        } else {
+            let ask = ToStore::LoadUser { user: user.clone(), after: next };
+            self.ask(ask, Purpose::User(user), out);
+        }
     }
 
     fn run_user(&mut self, user: &Id, out: &mut dyn Outlet) {

@@ -127,9 +127,9 @@ impl User {
         self.loaded && quiet && self.devices.iter().all(idle)
     }
 
-    /// Takes what the store has.
-    pub fn load(&mut self, devices: Vec<Id>, cursors: &[Cursor]) {
-        self.loaded = true;
+    /// Takes a piece of what the store has; `complete`: it was the last one.
+    pub fn load(&mut self, devices: Vec<Id>, cursors: &[Cursor], complete: bool) {
+        self.loaded = complete;
         for device in devices {
             self.devices.entry(device).or_default().known = true;
         }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn the_first_device_inherits_the_marker_of_the_user() {
         let mut user = User::default();
-        user.load(Vec::new(), &[cursor(NO_DEVICE, 0, 1)]);
+        user.load(Vec::new(), &[cursor(NO_DEVICE, 0, 1)], true);
         assert_eq!(user.starting_cursors()["dm:alice:bob"].marker, 1);
     }
 
@@ -204,7 +204,7 @@ mod tests {
     fn a_new_device_starts_where_the_foremost_stands() {
         let mut user = User::default();
         let cursors = [cursor("phone", 7, 0), cursor("tablet", 3, 4)];
-        user.load(vec!["phone".into(), "tablet".into()], &cursors);
+        user.load(vec!["phone".into(), "tablet".into()], &cursors, true);
         let start = user.starting_cursors()["dm:alice:bob"];
         assert_eq!((start.delivered, start.marker), (7, 0));
     }
@@ -213,7 +213,7 @@ mod tests {
     fn a_new_device_is_behind_where_all_others_are() {
         let mut user = User::default();
         let cursors = [cursor("phone", 7, 8), cursor("tablet", 3, 4)];
-        user.load(vec!["phone".into(), "tablet".into()], &cursors);
+        user.load(vec!["phone".into(), "tablet".into()], &cursors, true);
         let start = user.starting_cursors()["dm:alice:bob"];
         assert_eq!((start.delivered, start.marker), (7, 8));
     }

@@ -177,10 +177,20 @@ impl SimDisk {
         }
     }
 
-    /// Puts bytes onto the disk as if they had always been there.
+    /// Puts bytes onto the disk as if they had always been there; the segment is made or grows as
+    /// needed.
     pub fn place(&self, segment: u64, offset: u64, bytes: &[u8]) {
+        let mut shared = self.shared.borrow_mut();
+        let empty = || File { visible: Vec::new(), dirty: BTreeMap::new(), named: true };
+        let visible = &mut shared.files.entry(segment).or_insert_with(empty).visible;
+        visible.resize(visible.len().max(offset as usize + bytes.len()), 0);
+        visible[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Cuts a segment off at `size`, if it is longer.
+    pub fn truncate(&self, segment: u64, size: u64) {
         if let Some(file) = self.shared.borrow_mut().files.get_mut(&segment) {
-            file.visible[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+            file.visible.truncate(size as usize);
         }
     }
 
@@ -207,6 +217,12 @@ impl LogDevice for SimDisk {
     fn create(&mut self, segment: u64, size: u64) {
         let create = Pending::Create { segment, size, progress: Creation::Asked };
         self.shared.borrow_mut().pending.push(create);
+    }
+
+    fn reopen(&mut self, segment: u64, size: u64) {
+        let progress = Creation::FileSynced;
+        let reopen = Pending::Create { segment, size, progress };
+        self.shared.borrow_mut().pending.push(reopen);
     }
 
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>) {

@@ -416,6 +416,7 @@ fn check_records(records: &Bytes, first_lsn: u64, count: u32) -> Result<(), &'st
     for _ in 0..count {
         match Record::read(&mut reader) {
             Ok(Record::Epoch { .. }) => return Err("an epoch of its own making"),
+            Ok(Record::Lost { .. }) => return Err("a loss of its own making"),
             Ok(Record::Message { message }) if message.seq == 0 => {
                 return Err("a message without seq");
             }

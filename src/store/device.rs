@@ -70,6 +70,10 @@ pub trait LogDevice {
     /// Makes a segment of `size` zero bytes, ready for durable writes.
     fn create(&mut self, segment: u64, size: u64);
 
+    /// Makes a segment ready that is there already and holds nothing but zeros. Answered by
+    /// `Created`.
+    fn reopen(&mut self, segment: u64, size: u64);
+
     /// Writes whole blocks at a block's start.
     fn write(&mut self, segment: u64, offset: u64, data: Vec<u8>);
 

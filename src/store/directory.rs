@@ -15,7 +15,7 @@ use crate::sys;
 
 /// How long a predecessor that is dying may keep its locks: io_uring keeps files for a moment.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
+const LOCK_RETRY: Duration = Duration::from_millis(2);
 /// Segments that a predecessor may still be writing: the active one, the next, and one to spare.
 const SEGMENTS_IN_USE: usize = 3;
 

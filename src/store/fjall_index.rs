@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fjall::{Database, Keyspace as Tree, KeyspaceCreateOptions, PersistMode, Readable};
 
 use super::StoreFault;
-use super::directory::{fault, sync_tree};
+use super::directory::{fault, sync_folder, sync_tree};
 use super::index::{Change, Index, IndexFault, Keyspace};
 
 /// Bytes of blocks kept in memory.
@@ -27,6 +27,7 @@ const OPEN_FILES_MAX: usize = 256;
 const WORKER_COUNT: usize = 1;
 /// How long a predecessor that is dying may keep its lock.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(2);
 
 /// The index in a folder.
 pub struct FjallIndex {
@@ -36,7 +37,7 @@ pub struct FjallIndex {
 }
 
 impl FjallIndex {
-    /// Opens the index in `path`, or makes an empty one. One that is broken is thrown away, since
+    /// Opens the index in `path`, or makes an empty one. One that is broken is moved aside, since
     /// the log holds everything; but not for want of memory, files or rights.
     pub fn open(path: &Path) -> Result<FjallIndex, StoreFault> {
         let deadline = Instant::now() + LOCK_WAIT;
@@ -44,22 +45,53 @@ impl FjallIndex {
             match FjallIndex::try_open(path) {
                 Ok(index) => return Ok(index),
                 Err(fjall::Error::Locked) if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(20));
+                    sleep(LOCK_RETRY);
                 }
                 Err(fjall::Error::Locked) => {
                     let path = path.display().to_string();
                     return Err(StoreFault::Locked { path, waited_s: LOCK_WAIT.as_secs() });
                 }
                 Err(error) if is_broken(&error) => {
-                    tracing::warn!(%error, "the index is broken; it is rebuilt from the log");
-                    std::fs::remove_dir_all(path)
-                        .and_then(|()| std::fs::create_dir_all(path))
-                        .map_err(|source| fault("empty", path, source))?;
+                    let aside = FjallIndex::aside_path(path);
+                    tracing::warn!(
+                        %error,
+                        aside = %aside.display(),
+                        "the index is broken: it is moved aside and rebuilt from the log"
+                    );
+                    FjallIndex::move_aside(path)?;
                     return Ok(FjallIndex::try_open(path).map_err(storage)?);
                 }
                 Err(error) => return Err(storage(error).into()),
             }
         }
+    }
+
+    /// Opens the index of a store that does not run; the inner error is an index that is broken.
+    pub fn open_as_it_is(path: &Path) -> Result<Result<FjallIndex, IndexFault>, StoreFault> {
+        match FjallIndex::try_open(path) {
+            Ok(index) => Ok(Ok(index)),
+            Err(error) if is_broken(&error) => Ok(Err(storage(error))),
+            Err(error) => Err(storage(error).into()),
+        }
+    }
+
+    /// Leaves an empty folder in the index's place. One that was moved aside before goes: an index
+    /// holds nothing that the log does not.
+    pub fn move_aside(path: &Path) -> Result<(), StoreFault> {
+        let aside = FjallIndex::aside_path(path);
+        let moved = match std::fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => std::fs::rename(path, &aside),
+        };
+        moved
+            .and_then(|()| std::fs::create_dir(path))
+            .and_then(|()| sync_folder(path.parent().unwrap_or(path)))
+            .map_err(|source| fault("move aside", path, source))
+    }
+
+    /// Where an index goes that cannot be used.
+    pub fn aside_path(path: &Path) -> PathBuf {
+        path.with_extension("damaged")
     }
 
     fn try_open(path: &Path) -> fjall::Result<FjallIndex> {

@@ -20,6 +20,19 @@ pub enum Keyspace {
     Edges = 6,
 }
 
+impl Keyspace {
+    /// All of them, by tag.
+    pub const ALL: [Keyspace; 7] = [
+        Keyspace::Meta,
+        Keyspace::Messages,
+        Keyspace::Dedup,
+        Keyspace::Heads,
+        Keyspace::Cursors,
+        Keyspace::Devices,
+        Keyspace::Edges,
+    ];
+}
+
 /// One row put in place of an older one, or (`value: None`) removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::device::{DeviceEvent, LogDevice};
+use super::device::{DeviceEvent, LogDevice, LogReader, SegmentInfo};
 use super::log_format::{
     BLOCK_SIZE, COMMIT_HEADER_SIZE, CommitHeader, LogId, SegmentHeader, encode_commit,
     encode_segment_header, format_version, padded_size,
@@ -23,8 +23,11 @@ const SPACE_RETRY_US: u64 = 1_000_000;
 /// Bytes of the first segment of each life, unless all are smaller: it is made while appends wait.
 const FIRST_SEGMENT_SIZE: u64 = 16 * 1024 * 1024;
 
+/// Bytes of the first write of a segment: its header and a batch that a link can carry.
+const FIRST_WRITE_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX + 2 * BLOCK_SIZE;
+
 // A batch that a link can carry fits every segment.
-const _: () = assert!(FIRST_SEGMENT_SIZE as usize > LINK_ENTRY_SIZE_MAX + 2 * BLOCK_SIZE);
+const _: () = assert!(FIRST_SEGMENT_SIZE as usize > FIRST_WRITE_SIZE_MAX);
 
 /// What a log is opened with.
 #[derive(Clone, Copy, Debug)]
@@ -96,15 +99,24 @@ impl<D: LogDevice> Log<D> {
     /// Goes on after what was recovered. `device` had made that durable ([`LogDevice::flush`]).
     pub fn new(mut device: D, recovered: Recovered, options: LogOptions) -> Log<D> {
         let log_id = recovered.log_id.unwrap_or(options.new_log_id);
+        let mut reader = device.reader();
+        let spare = spare(&mut reader, &recovered, options);
         let positions = recovered.positions.with_log_id(log_id);
-        for &segment in &recovered.unused_segments {
-            device.remove(segment);
+        for unused in &recovered.unused_segments {
+            if spare.is_none_or(|spare| spare.number != unused.number) {
+                device.remove(unused.number);
+            }
         }
-        let segment = recovered.segment_max + 1;
-        let size = first_size(options);
-        device.create(segment, size);
+        let (segment, size) = match spare {
+            Some(spare) => (spare.number, spare.size),
+            None => (recovered.segment_max + 1, first_size(options)),
+        };
+        match spare {
+            Some(_) => device.reopen(segment, size),
+            None => device.create(segment, size),
+        }
         Log {
-            reader: device.reader(),
+            reader,
             device,
             options,
             positions,
@@ -274,9 +286,25 @@ impl<D: LogDevice> Log<D> {
             count: append.count,
             payload_size: append.records.len() as u32,
             previous_checksum: self.previous_checksum,
-            reserved: 0,
+            stands_for: 0,
         }
     }
+}
+
+/// The segment that a predecessor prepared last, if it is as good as a new one. At most its first
+/// write was ever under way in it: if those blocks are zeros, all of it is.
+fn spare(
+    reader: &mut impl LogReader,
+    recovered: &Recovered,
+    options: LogOptions,
+) -> Option<SegmentInfo> {
+    let last = recovered.unused_segments.iter().find(|segment| {
+        let size = first_size(options)..=options.segment_size;
+        segment.number == recovered.segment_max && size.contains(&segment.size)
+    })?;
+    let mut blocks = vec![0; (last.size as usize).min(FIRST_WRITE_SIZE_MAX)];
+    let read = reader.read(last.number, 0, &mut blocks).is_ok();
+    (read && blocks.iter().all(|&byte| byte == 0)).then_some(*last)
 }
 
 fn first_size(options: LogOptions) -> u64 {

@@ -68,8 +68,9 @@ wire_struct! {
         pub payload_size: u32,
         /// Checksum of the commit before it; 0: it is the first.
         pub previous_checksum: u32,
-        /// Zero; fills the header up to a multiple of 8.
-        pub reserved: u32,
+        /// 0; or, in a commit that `repair` put in the place of a lost one: the checksum of that
+        /// one, which the commit after it repeats. So the chain holds without writing on.
+        pub stands_for: u32,
     }
 }
 
@@ -85,7 +86,8 @@ impl CommitHeader {
     }
 }
 
-/// A commit as read back, with the checksum that the next one repeats.
+/// A commit as read back, with the checksum that the next one repeats: its own, or that of the
+/// commit that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
     pub header: CommitHeader,
@@ -104,7 +106,7 @@ pub enum Invalid {
     Version(u32),
     #[error("the checksum does not match")]
     Checksum,
-    #[error("no records, or a reserved field is in use")]
+    #[error("no records")]
     Empty,
 }
 
@@ -115,7 +117,7 @@ impl From<Malformed> for Invalid {
 }
 
 /// Whole blocks that a commit with `payload_size` bytes of records takes.
-pub fn padded_size(payload_size: usize) -> usize {
+pub const fn padded_size(payload_size: usize) -> usize {
     (COMMIT_HEADER_SIZE + payload_size).next_multiple_of(BLOCK_SIZE)
 }
 
@@ -165,7 +167,7 @@ pub fn peek_commit(block: &[u8]) -> Result<CommitHeader, Invalid> {
     let bytes = block.get(..COMMIT_HEADER_SIZE).ok_or(Invalid::Short)?;
     expect_magic(bytes, COMMIT_MAGIC)?;
     let header = CommitHeader::from_bytes(Bytes::copy_from_slice(&bytes[UNCHECKED_SIZE..]))?;
-    if header.count == 0 || header.reserved != 0 {
+    if header.count == 0 {
         return Err(Invalid::Empty);
     }
     Ok(header)
@@ -181,6 +183,7 @@ pub fn decode_commit(bytes: &Bytes) -> Result<Commit, Invalid> {
     if checksum_of(checked) != checksum {
         return Err(Invalid::Checksum);
     }
+    let checksum = if header.stands_for == 0 { checksum } else { header.stands_for };
     Ok(Commit { header, checksum, records: bytes.slice(COMMIT_HEADER_SIZE..end) })
 }
 
@@ -225,7 +228,7 @@ mod tests {
             count: 6,
             payload_size: payload_size as u32,
             previous_checksum: 7,
-            reserved: 0,
+            stands_for: 0,
         };
         (header, (0..payload_size).map(|index| index as u8).collect())
     }

@@ -25,6 +25,7 @@ mod published;
 mod queries;
 pub mod reader;
 pub mod recovery;
+pub mod repair;
 pub mod rows;
 pub mod uring_device;
 
@@ -75,14 +76,15 @@ pub enum StoreFault {
     #[error(
         "the log is corrupt: segment {segment} at offset {offset} should hold the commit of \
          position {expected_lsn}, and position {known_durable} is known to have been durable; \
-         restore the segment from a copy, the log was not changed"
+         restore the segment from a copy, or see what `aldis repair` would do; nothing was changed"
     )]
     Corrupt { segment: u64, offset: u64, expected_lsn: u64, known_durable: u64 },
     #[error(
-        "the log begins at position {first_lsn}, but the index has applied only {applied_lsn}: the \
-         segments between them are missing"
+        "segment {segment}, the first of the log, begins at position {first_lsn}, but the index \
+         has applied only {applied_lsn}: the segments before it are missing; restore them from a \
+         copy, or see what `aldis repair` would do; nothing was changed"
     )]
-    BeginningMissing { first_lsn: u64, applied_lsn: u64 },
+    BeginningMissing { segment: u64, first_lsn: u64, applied_lsn: u64 },
     #[error(
         "durable data is lost: peer {peer:?} has seen position {seen} durable, this log ends at \
          {end}"

@@ -20,7 +20,7 @@ use crate::link::wire::{Reader, Wire};
 const NOTE_DISTANCE: u64 = 1024 * 1024;
 
 /// Where a commit begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub segment: u64,
     pub offset: u64,

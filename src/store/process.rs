@@ -97,6 +97,7 @@ pub fn run(options: StoreOptions) -> anyhow::Result<()> {
     let registry = Registry::new("store");
     let health = Health::starting();
     let published = Published::new(&registry);
+    crate::sys::ignore_file_size_signal();
     let stop = crate::sys::stop_flag().context("installing signal handlers")?;
     let listener = crate::sys::patiently(|| listen(options.listen, 16, false))
         .with_context(|| format!("listening for sequencers on {}", options.listen))?;

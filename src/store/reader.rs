@@ -204,9 +204,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
                 let (fingerprints, complete) = rows::fingerprints(&self.index, &convo)?;
                 FromStore::Conversation { to, head, fingerprints, complete }
             }
-            Ok(ToStore::LoadUser { user }) => {
-                let (devices, cursors) = rows::user(&self.index, &user)?;
-                FromStore::User { to, devices, cursors }
+            Ok(ToStore::LoadUser { user, after }) => {
+                let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
+                let rows::UserPiece { devices, cursors, next } = piece;
+                FromStore::User { to, devices, cursors, next }
             }
             Ok(ToStore::Lookup { convo, user, id }) => {
                 let message = rows::accepted(&self.index, &convo, &user, &id)?;

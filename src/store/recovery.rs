@@ -18,7 +18,10 @@ use super::log_format::{
 };
 use super::positions::{Place, PositionMap, read_commit, records_offset};
 use super::{Batch, StoreFault};
+use crate::limits::LINK_ENTRY_SIZE_MAX;
 
+/// Bytes on disk of the largest commit; as many zeros are the end of what was written.
+const COMMIT_SIZE_MAX: usize = padded_size(LINK_ENTRY_SIZE_MAX);
 /// Bytes per read when a segment is searched for commits that should not be there.
 const SEARCH_SIZE: usize = 1024 * 1024;
 
@@ -50,7 +53,7 @@ pub struct Recovered {
     pub segment_max: u64,
     pub positions: PositionMap,
     /// Segments without a header of this log: prepared and never used.
-    pub unused_segments: Vec<u64>,
+    pub unused_segments: Vec<SegmentInfo>,
 }
 
 /// Reads the log and hands every commit above the index to `replay`, in order.
@@ -71,7 +74,7 @@ pub fn recover<R: LogReader>(
     let mut recovered = scan.recovered;
     recovered.log_id = survey.log_id;
     recovered.segment_max = segments.iter().map(|segment| segment.number).max().unwrap_or(0);
-    recovered.unused_segments = survey.unused.iter().map(|segment| segment.number).collect();
+    recovered.unused_segments = survey.unused;
     Ok(recovered)
 }
 
@@ -86,14 +89,16 @@ impl Survey {
     /// Index of the segment to begin in: that with the first position that the index lacks, or one
     /// before it.
     fn start(&self, known: Known) -> Result<Option<usize>, StoreFault> {
-        let Some((_, first)) = self.used.first() else {
+        let Some((segment, first)) = self.used.first() else {
             return Ok(None);
         };
         let next = known.applied_lsn + 1;
         let start = self.used.iter().rposition(|(_, header)| header.first_lsn <= next);
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
-        let start = start.ok_or(StoreFault::BeginningMissing { first_lsn, applied_lsn })?;
+        let segment = segment.number;
+        let missing = StoreFault::BeginningMissing { segment, first_lsn, applied_lsn };
+        let start = start.ok_or(missing)?;
         Ok(Some(self.verified_from(start)))
     }
 
@@ -315,7 +320,8 @@ impl<'a, R: LogReader> Scan<'a, R> {
         Ok(highest)
     }
 
-    /// Visits the intact commits of this log that begin at any block from `offset` on.
+    /// Visits the intact commits of this log that begin at any block from `offset` on, up to more
+    /// zeros than one commit can be long: a segment is zeros until it is written, from its start.
     fn search(
         &mut self,
         survey: &Survey,
@@ -325,7 +331,8 @@ impl<'a, R: LogReader> Scan<'a, R> {
     ) -> Result<(), StoreFault> {
         let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
-        while place.offset + BLOCK_SIZE as u64 <= segment.size {
+        let mut zero_size = 0;
+        while zero_size < COMMIT_SIZE_MAX && place.offset + BLOCK_SIZE as u64 <= segment.size {
             let size = ((segment.size - place.offset) as usize).min(SEARCH_SIZE);
             let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
@@ -333,6 +340,11 @@ impl<'a, R: LogReader> Scan<'a, R> {
                 let offset = place.offset + block as u64;
                 let at = Place { offset, ..place };
                 let bytes = &window[block..][..BLOCK_SIZE];
+                if bytes == [0; BLOCK_SIZE] {
+                    zero_size += BLOCK_SIZE;
+                    continue;
+                }
+                zero_size = 0;
                 if let Some(header) = self.intact_commit(survey, at, segment.size, bytes)? {
                     visit(&header);
                 }

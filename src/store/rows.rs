@@ -13,13 +13,15 @@ use super::log_format::{LogId, checksum_of};
 use super::{Batch, StoreFault};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
-use crate::link::record::{Cursor, Id, Message, Record};
+use crate::link::record::{Cursor, Id, LostMessage, Message, Record};
 use crate::link::wire::{Reader, Wire, wire_struct};
 
 /// Above this many dedup entries a conversation's fingerprints are not listed.
 pub const FINGERPRINT_COUNT_MAX: usize = 65_536;
 
 const STATE_KEY: &[u8] = b"state";
+/// Bytes of a cursor in an answer beside its names, which its key holds.
+const CURSOR_SIZE: usize = 24;
 
 wire_struct! {
     /// What the index knows about the log as a whole; one row, changed with every batch.
@@ -120,20 +122,67 @@ pub fn accepted(
     }
 }
 
-/// The devices of a user and all their cursors.
-pub fn user(index: &impl Index, user: &str) -> Result<(Vec<Id>, Vec<Cursor>), IndexFault> {
+/// A piece of what is kept of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserPiece {
+    pub devices: Vec<Id>,
+    pub cursors: Vec<Cursor>,
+    /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
+    pub next: Bytes,
+}
+
+/// The devices of a user and then their cursors, from `after` on, as many as fit `size_max` bytes
+/// but at least one row. What was not made by [`UserPiece::next`] is taken for the start.
+pub fn user(
+    index: &impl Index,
+    user: &str,
+    after: &[u8],
+    size_max: usize,
+) -> Result<UserPiece, IndexFault> {
     let prefix = key(&[user]);
-    let devices = devices(index, user)?;
-    let mut cursors = Vec::new();
-    let mut broken = false;
-    index.scan(Keyspace::Cursors, &prefix, &prefix, &mut |row, value| {
-        match cursor(user, &row[prefix.len()..], value) {
-            Some(cursor) => cursors.push(cursor),
-            None => broken = true,
+    let mut piece = UserPiece::default();
+    let mut size = 0;
+    for keyspace in [Keyspace::Devices, Keyspace::Cursors] {
+        let start = match after.split_first() {
+            Some((&tag, first)) if tag == keyspace as u8 => first,
+            Some((&tag, _)) if tag == Keyspace::Cursors as u8 => continue,
+            _ => prefix.as_slice(),
+        };
+        let mut broken = false;
+        index.scan(keyspace, &prefix, start, &mut |row, value| {
+            size += row.len() + CURSOR_SIZE;
+            if size > size_max && size > row.len() + CURSOR_SIZE {
+                piece.next = [&[keyspace as u8], row].concat().into();
+                return false;
+            }
+            broken = !piece.take(keyspace, user, &row[prefix.len()..], value);
+            !broken
+        })?;
+        if broken {
+            return Err(IndexFault::Row(keyspace));
         }
-        !broken
-    })?;
-    if broken { Err(IndexFault::Row(Keyspace::Cursors)) } else { Ok((devices, cursors)) }
+        if !piece.next.is_empty() {
+            break;
+        }
+    }
+    Ok(piece)
+}
+
+impl UserPiece {
+    /// Adds a row; false if it cannot be decoded.
+    fn take(&mut self, keyspace: Keyspace, user: &str, rest: &[u8], value: &[u8]) -> bool {
+        if keyspace == Keyspace::Cursors {
+            let cursor = cursor(user, rest, value);
+            let good = cursor.is_some();
+            self.cursors.extend(cursor);
+            return good;
+        }
+        match texts(rest).as_deref() {
+            Some([device]) => self.devices.push(Id::from(*device)),
+            _ => return false,
+        }
+        true
+    }
 }
 
 /// The edge shards that are present.
@@ -204,6 +253,50 @@ pub fn devices(index: &impl Index, user: &str) -> Result<Vec<Id>, IndexFault> {
     if broken { Err(IndexFault::Row(Keyspace::Devices)) } else { Ok(devices) }
 }
 
+/// Conversation, seq and location of a row of `Keyspace::Messages`.
+pub fn message_row<'a>(row: &'a [u8], value: &[u8]) -> Option<(&'a str, u64, Location)> {
+    let (texts_of, seq) = row.split_last_chunk::<8>()?;
+    let location = decode::<Location>(Keyspace::Messages, value).ok()?;
+    match texts(texts_of)?.as_slice() {
+        [convo] => Some((convo, u64::from_be_bytes(*seq), location)),
+        _ => None,
+    }
+}
+
+/// Calls `visit` with every message that was ever accepted in a conversation, in no order.
+pub fn visit_accepted(
+    index: &impl Index,
+    convo: &str,
+    visit: &mut dyn FnMut(LostMessage),
+) -> Result<(), IndexFault> {
+    let prefix = key(&[convo]);
+    index.scan(Keyspace::Dedup, &prefix, &prefix, &mut |row, value| {
+        let accepted = decode::<Accepted>(Keyspace::Dedup, value);
+        if let (Ok(Accepted { seq, mid, ts }), Some([from, id])) =
+            (accepted, texts(&row[prefix.len()..]).as_deref())
+        {
+            let (convo, from, id) = (convo.into(), Id::from(*from), Id::from(*id));
+            visit(LostMessage { convo, seq, mid, ts, from, id });
+        }
+        true
+    })
+}
+
+/// Whether a row can be read at all.
+pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
+    let value_is =
+        |good: bool, count: usize| good && texts(row).is_some_and(|texts| texts.len() == count);
+    match keyspace {
+        Keyspace::Meta => row == STATE_KEY && decode::<State>(keyspace, value).is_ok(),
+        Keyspace::Messages => message_row(row, value).is_some(),
+        Keyspace::Dedup => value_is(decode::<Accepted>(keyspace, value).is_ok(), 3),
+        Keyspace::Heads => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
+        Keyspace::Cursors => value_is(decode::<CursorRow>(keyspace, value).is_ok(), 3),
+        Keyspace::Devices => value_is(decode::<u64>(keyspace, value).is_ok(), 2),
+        Keyspace::Edges => value_is(value.is_empty(), 1),
+    }
+}
+
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
 fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
@@ -254,7 +347,22 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
             rows.insert((Keyspace::Edges, key(&[name])), value);
         }
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
+        Record::Lost { message: Some(message) } => note_lost(message, state, rows),
+        Record::Lost { message: None } => {}
     }
+}
+
+/// What was promised of a lost message stays: its seq, its mid, the answer to a repeated send. Only
+/// its row is not there, so that whoever reads across it counts it as missing.
+fn note_lost(message: &LostMessage, state: &mut State, rows: &mut NewRows) {
+    let LostMessage { seq, mid, ts, .. } = *message;
+    let convo = &message.convo;
+    rows.insert((Keyspace::Messages, message_key(convo, seq)), None);
+    let dedup = key(&[convo, &message.from, &message.id]);
+    rows.insert((Keyspace::Dedup, dedup), Some(Accepted { seq, mid, ts }.to_bytes()));
+    rows.insert((Keyspace::Heads, key(&[convo])), Some(seq.to_bytes()));
+    state.mid = state.mid.max(mid);
+    state.ts = state.ts.max(ts);
 }
 
 fn note_message(message: &Message, location: Location, state: &mut State, rows: &mut NewRows) {
@@ -320,6 +428,39 @@ fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pieces_of_a_user_are_the_whole_user() {
+        let mut index = crate::store::index::MemoryIndex::default();
+        let put = |keyspace, texts: &[&str], value| Change { keyspace, key: key(texts), value };
+        let row = CursorRow { delivered: 1, read: 2, marker: 3 }.to_bytes();
+        let mut changes = Vec::new();
+        for device in ["pad", "phone", "tv"] {
+            changes.push(put(Keyspace::Devices, &["bob", device], Some(7u64.to_bytes())));
+            for convo in ["dm:a:bob", "dm:bob:c", "g"] {
+                let names = ["bob", device, convo];
+                changes.push(put(Keyspace::Cursors, &names, Some(row.clone())));
+            }
+        }
+        changes.push(put(Keyspace::Devices, &["bobby", "x"], Some(7u64.to_bytes())));
+        index.apply(changes).expect("in memory");
+        let whole = user(&index, "bob", &[], usize::MAX).expect("good rows");
+        assert_eq!((whole.devices.len(), whole.cursors.len()), (3, 9));
+        for size_max in [0, 1, 50, 90, 150, 400] {
+            let mut pieces = UserPiece::default();
+            loop {
+                let piece = user(&index, "bob", &pieces.next, size_max).expect("good rows");
+                assert!(piece.devices.len() + piece.cursors.len() > 0, "it goes on");
+                pieces.devices.extend(piece.devices);
+                pieces.cursors.extend(piece.cursors);
+                pieces.next = piece.next;
+                if pieces.next.is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(pieces, whole, "pieces of {size_max} bytes");
+        }
+    }
 
     #[test]
     fn keys_sort_and_split_by_whole_names() {

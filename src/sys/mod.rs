@@ -14,7 +14,7 @@ pub(crate) use event::drain_event;
 pub use process::{
     die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
 };
-pub use signal::terminate;
+pub use signal::{ignore_file_size_signal, terminate};
 pub use start::{StopFlag, patiently, random_u64, stop_flag};
 
 /// Open flag: past the page cache. For files that are written in whole aligned blocks.

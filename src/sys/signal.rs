@@ -14,6 +14,13 @@ pub fn terminate(child: &Child) -> io::Result<()> {
     }
 }
 
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) an error of that write: by default it
+/// ends the process without a word.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, so no code of ours runs in a signal's context.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

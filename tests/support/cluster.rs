@@ -88,6 +88,15 @@ impl Cluster {
         up.wait().expect("it was killed");
     }
 
+    /// Whether `up` has ended by itself; if so it is reaped.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = self.up.as_mut().is_none_or(|up| up.try_wait().is_ok_and(|end| end.is_some()));
+        if ended {
+            self.up = None;
+        }
+        ended
+    }
+
     /// The value of a metric of one process, from its admin page; `None` while it is away.
     pub fn metric(&self, process: &str, name: &str) -> Option<f64> {
         let address = fs::read_to_string(self.data.join("run").join(format!("{process}.admin")));

@@ -166,6 +166,7 @@ impl Ledger {
                 Ok(())
             }
             Record::Edge { .. } => Ok(()),
+            Record::Lost { .. } => Err(format!("position {lsn} is lost")),
         }
     }
 

@@ -4,4 +4,5 @@ mod crash;
 mod disk;
 mod harness;
 mod recovery;
+mod repair;
 mod requests;

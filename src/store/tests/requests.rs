@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use super::harness::*;
 use crate::clock::Now;
 use crate::link::fingerprint;
@@ -157,9 +159,9 @@ fn reads_answer_what_was_written() {
     let expected = FromStore::Conversation { to, head: 5, fingerprints: prints, complete: true };
     assert_eq!(found, expected);
 
-    let found = harness.get(&ToStore::LoadUser { user: "bob".into() });
+    let found = harness.get(&ToStore::LoadUser { user: "bob".into(), after: Bytes::new() });
     let (to, devices) = (harness.number, vec!["pad".into()]);
-    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor] });
+    assert_eq!(found, FromStore::User { to, devices, cursors: vec![cursor], next: Bytes::new() });
 
     let lookup =
         |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };
@@ -290,6 +292,29 @@ fn a_failed_write_is_a_fault() {
     harness.disk.settle();
     let fault = harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
     assert!(matches!(fault, StoreFault::Device(_)));
+    let (text, place) = (fault.to_string(), "write of log segment 1 at offset 0 failed");
+    assert!(text.contains(place), "{text}");
+}
+
+/// A commit fails at any point of a log, and the next life of the store has all before it.
+#[test]
+fn after_a_failed_write_the_next_life_has_everything_answered() {
+    for (seed, count) in (0..12).map(|number| (number, number % 6)) {
+        let mut harness = Harness::new(seed);
+        let (epoch, first) = harness.acquire();
+        for index in 0..count {
+            let records = [message_record("g", index + 1, 3_000)];
+            assert!(durable(harness.get(&append(epoch, first + index, &records))) > first + index);
+        }
+        harness.disk.fail_writes();
+        harness.ask(&append(epoch, first + count, &[message_record("g", count + 1, 3_000)]));
+        harness.disk.settle();
+        harness.store.poll(harness.now, &mut harness.outlet).expect_err("it exits");
+        harness.disk.repair();
+        let mut harness = harness.restart(0, 2).expect("what failed was never answered");
+        assert_eq!(harness.read_all().len() as u64, 1 + count);
+        assert_eq!(harness.acquire(), (epoch + 1, first + count + 1));
+    }
 }
 
 #[test]
@@ -392,4 +417,41 @@ fn nobody_appends_before_the_first_grant() {
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
     let answer = harness.get(&ToStore::Resume { epoch: 0, incarnation: 1 });
     assert!(matches!(answer, FromStore::Fenced { epoch: 0, .. }));
+}
+
+/// 60,000 rows are more than an entry of the link holds.
+#[test]
+fn a_user_with_very_many_conversations_comes_in_pieces() {
+    let mut harness = Harness::new(3);
+    let (epoch, mut next_lsn) = harness.acquire();
+    let cursor = |number: u64| Cursor {
+        user: "bob".into(),
+        device: "pad".into(),
+        convo: format!("dm:somebody-with-a-name-of-40-bytes-{number:05}:bob").as_str().into(),
+        delivered: number,
+        read: 0,
+        marker: 0,
+    };
+    let all: Vec<_> = (0..60_000).map(cursor).collect();
+    // A segment of this harness holds no more at once.
+    for cursors in all.chunks(200) {
+        harness.get(&append(epoch, next_lsn, &[Record::Cursors { cursors: cursors.to_vec() }]));
+        next_lsn += 1;
+    }
+    let (mut found, mut pieces, mut after) = (Vec::new(), 0, Bytes::new());
+    loop {
+        match harness.get(&ToStore::LoadUser { user: "bob".into(), after }) {
+            FromStore::User { cursors, next, .. } => {
+                pieces += 1;
+                found.extend(cursors);
+                after = next;
+            }
+            other => panic!("no user: {other:?}"),
+        }
+        if after.is_empty() {
+            break;
+        }
+    }
+    assert!(pieces > 1, "it did not fit one entry");
+    assert!(found == all, "every row once, in order");
 }
