@@ -192,7 +192,7 @@ impl Play {
 fn value_at(message: &[u8], start: usize, tag: u8) -> Result<&[u8], String> {
     let rest = message.get(start..).ok_or(format!("{message:02x?} is too short"))?;
     let varint = rest.iter().position(|byte| *byte < 128).ok_or("no varint")? + 1;
-    let size = if tag % 2 == 0 {
+    let size = if tag.is_multiple_of(2) {
         varint
     } else if varint == 1 {
         1 + usize::from(rest[0])

@@ -30,7 +30,7 @@ pub struct Send {
 
 impl Sequencer {
     pub(super) fn send(&mut self, waiter: Waiter, send: Send, out: &mut dyn Outlet) {
-        if self.appender.as_ref().is_none_or(|log| log.waiting_size() > WAITING_SIZE_MAX) {
+        if self.appender.as_ref().is_some_and(|log| log.waiting_size() > WAITING_SIZE_MAX) {
             return self.refuse(waiter, Code::Unavailable, "the store is behind", out);
         }
         if self.refuses_sends {

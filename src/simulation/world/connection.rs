@@ -126,8 +126,8 @@ impl Connection {
         }
     }
 
-    pub fn next(&mut self) -> Result<Option<Incoming>, String> {
-        let incoming = self.inbox.next()?;
+    pub fn take_incoming(&mut self) -> Result<Option<Incoming>, String> {
+        let incoming = self.inbox.take_incoming()?;
         self.is_open |= incoming == Some(Incoming::Opened);
         Ok(incoming)
     }

@@ -196,7 +196,7 @@ impl Device {
         let now_us = around.network.now_us();
         while let Some(connection) = &mut self.connection {
             connection.exchange(now_us);
-            let incoming = match connection.next() {
+            let incoming = match connection.take_incoming() {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) if connection.is_over(now_us) => {
                     self.note(around, format_args!("is cut off"));

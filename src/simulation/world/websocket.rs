@@ -31,7 +31,7 @@ impl Inbox {
     }
 
     /// The next whole thing; `None` until more bytes come; an error is a breach by the server.
-    pub fn next(&mut self) -> Result<Option<Incoming>, String> {
+    pub fn take_incoming(&mut self) -> Result<Option<Incoming>, String> {
         if self.is_open { self.next_frame() } else { self.next_response() }
     }
 
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn every_prefix_waits_and_the_whole_is_read() {
         let mut bytes = format!("HTTP/1.1 101 x\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
-        bytes.push_str("\u{1}");
+        bytes.push('\u{1}');
         let mut bytes = bytes.into_bytes();
         bytes.pop();
         bytes.extend_from_slice(b"\x81\x02hi\x88\x02\x03\xe9");
@@ -124,7 +124,7 @@ mod tests {
         let mut inbox = Inbox::default();
         for byte in bytes {
             inbox.push(&[byte]);
-            seen.extend(inbox.next().expect("well formed"));
+            seen.extend(inbox.take_incoming().expect("well formed"));
         }
         let text = Incoming::Text("hi".to_owned());
         assert_eq!(seen, [Incoming::Opened, text, Incoming::Close(Some(1001))]);

@@ -130,7 +130,8 @@ fn without_the_agreement_the_bit_is_a_violation_at_its_byte() {
 
 #[test]
 fn a_message_of_the_greatest_size_may_be_larger_while_compressed() {
-    let noise: Vec<u8> = (0..LIMIT).map(|index| (index * index >> 3) as u8 ^ index as u8).collect();
+    let noise: Vec<u8> =
+        (0..LIMIT).map(|index| ((index * index) >> 3) as u8 ^ index as u8).collect();
     let mut compressor = Compress::new(Compression::none(), false);
     let mut payload = vec![0; 2_000];
     compressor.compress(&noise, &mut payload, FlushCompress::Sync).expect("room");
