@@ -105,7 +105,11 @@ impl Links {
 
     /// What happened since, in order.
     pub fn next_event(&mut self) -> Option<LinkEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        if let LinkEvent::Began { peer, .. } = &event {
+            self.peers[peer.0 as usize].unheard -= 1;
+        }
+        Some(event)
     }
 
     /// Whether a session with the peer stands (its connection may be broken just now).
@@ -398,6 +402,7 @@ impl Links {
         self.end_session(id);
         let peer = &mut self.peers[id.0 as usize];
         peer.session = Some(Session::new(session, LINK_WINDOW_SIZE));
+        peer.unheard += 1;
         peer.incarnation = theirs.incarnation;
         self.counters.sessions_total += 1;
         self.events.push_back(LinkEvent::Began {
@@ -557,7 +562,7 @@ impl Links {
 impl Outlet for Links {
     fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull> {
         let peer = &mut self.peers[peer.0 as usize];
-        let submitted = peer.session.as_mut().ok_or(LinkFull)?.submit(entry);
+        let submitted = peer.known_session().ok_or(LinkFull)?.submit(entry);
         match submitted {
             Ok(_) => self.counters.entries_sent_total += 1,
             // Answers and pushes cannot wait: a peer that far behind begins anew.
@@ -568,7 +573,7 @@ impl Outlet for Links {
     }
 
     fn answered(&mut self, peer: PeerId, number: u64) {
-        if let Some(session) = &mut self.peers[peer.0 as usize].session {
+        if let Some(session) = self.peers[peer.0 as usize].known_session() {
             session.answer(number);
         }
     }

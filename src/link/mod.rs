@@ -17,7 +17,8 @@ use record::Id;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId(pub u32);
 
-/// The window of unacknowledged bytes towards this peer is used up, or there is no session with it.
+/// The window of unacknowledged bytes towards this peer is used up, or there is no session with it
+/// that the logic knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the link takes no more entries now")]
 pub struct LinkFull;
@@ -26,7 +27,9 @@ pub struct LinkFull;
 pub trait Outlet {
     /// Queues one entry for `peer`. Returns its number in the session (1, 2, 3, ...), which an
     /// answer names in `to`. Entries arrive in the order they were submitted, each once, as long as
-    /// the session lasts; a session that ends takes what was not acknowledged with it.
+    /// the session lasts; a session that ends takes what was not acknowledged with it. Until the
+    /// logic has been told that a session began, nothing enters it: what is said is meant for the
+    /// session before, whose numbers mean other entries.
     fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull>;
 
     /// The effect of the peer's entry `number` is durable, or it was refused: the peer may forget

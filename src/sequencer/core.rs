@@ -14,7 +14,7 @@ use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
-use super::requests::{Purpose, Requests};
+use super::requests::{Purpose, Refusal, Requests};
 use super::user::User;
 use crate::clock::Now;
 use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
@@ -248,6 +248,22 @@ impl Sequencer {
         self.broken.push(peer);
     }
 
+    /// A client knows more of a conversation than is known here. Another sequencer may have told it
+    /// so, one with a higher epoch that nobody has told us of: only the store knows. If ours holds,
+    /// the claim is false.
+    pub(super) fn check_claim(&mut self, refusal: Option<Refusal>, out: &mut dyn Outlet) {
+        let (epoch, incarnation) = (self.appender().epoch, self.incarnation);
+        self.ask(ToStore::Resume { epoch, incarnation }, Purpose::Claim(refusal), out);
+    }
+
+    fn claim_is_false(&mut self, refusal: Option<Refusal>, out: &mut dyn Outlet) {
+        let exists = refusal.as_ref().is_none_or(|refusal| refusal.code == Code::BadRequest);
+        self.counters.seq_above_head_total += u64::from(exists);
+        if let Some(Refusal { waiter, code, why }) = refusal {
+            self.refuse(waiter, code, why, out);
+        }
+    }
+
     fn store_began(&mut self, out: &mut dyn Outlet) {
         self.requests.close();
         self.ask_epoch(out);
@@ -272,6 +288,9 @@ impl Sequencer {
         };
         match (answer, purpose) {
             (granted @ FromStore::Granted { .. }, _) => self.granted(granted, out),
+            (FromStore::Resumed { .. }, Purpose::Claim(refusal)) => {
+                self.claim_is_false(refusal, out)
+            }
             (FromStore::Resumed { next_lsn, .. }, _) => self.resumed(next_lsn),
             (FromStore::Fenced { .. }, _) => self.outcome = Outcome::Rebuild,
             (FromStore::Durable { next_lsn, .. }, _) => self.became_durable(next_lsn, out),

@@ -4,6 +4,7 @@ use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
 use super::core::Sequencer;
 use super::order::{check_name, is_member};
+use super::requests::Refusal;
 use super::user::Task;
 use crate::limits::{BATCH_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, ID_SIZE_MAX};
 use crate::link::Outlet;
@@ -42,16 +43,11 @@ impl Sequencer {
     pub(super) fn raise_checked(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
         let head = self.conversations.get(&raise.convo).map_or(0, |entry| entry.durable_head);
         if head == 0 {
-            return self.refuse(
-                raise.waiter,
-                Code::NoSuchConversation,
-                "no such conversation",
-                out,
-            );
+            return self.check_claim(Some(Refusal::no_such_conversation(raise.waiter)), out);
         }
         if raise.seq > head {
-            self.counters.seq_above_head_total += 1;
-            return self.refuse(raise.waiter, Code::BadRequest, "beyond the head", out);
+            let (waiter, code, why) = (raise.waiter, Code::BadRequest, "beyond the head");
+            return self.check_claim(Some(Refusal { waiter, code, why }), out);
         }
         self.with_user(user, Task::Raise(raise), out);
     }

@@ -10,7 +10,7 @@ use super::appender::Waiter;
 use super::conversation::Task;
 use super::core::Sequencer;
 use super::order::{check_name, is_member};
-use super::requests::Purpose;
+use super::requests::{Purpose, Refusal};
 use crate::limits::SERVER_FRAME_SIZE_MAX;
 use crate::link::Outlet;
 use crate::link::message::{Code, ToEdge, ToStore};
@@ -42,8 +42,7 @@ impl Sequencer {
         let PageAsked { waiter, convo, before, limit, .. } = asked;
         let head = self.conversations.get(&convo).map_or(0, |entry| entry.durable_head);
         if head == 0 {
-            let why = "no such conversation";
-            return self.refuse(waiter, Code::NoSuchConversation, why, out);
+            return self.check_claim(Some(Refusal::no_such_conversation(waiter)), out);
         }
         let before = if before == 0 { head + 1 } else { before.min(head + 1) };
         // A frame to a client holds no more than this; the edge leaves out what does not fit.

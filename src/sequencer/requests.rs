@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::appender::Waiter;
-use crate::link::message::{SessionNumber, ToStore};
+use crate::link::message::{Code, SessionNumber, ToStore};
 use crate::link::record::{ConversationName, Id};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
@@ -37,6 +37,22 @@ pub enum Purpose {
     Overview(Waiter),
     /// The log above the fan-out position.
     Log,
+    /// Whether the epoch still holds: a client claims what only a later one can have told it.
+    Claim(Option<Refusal>),
+}
+
+/// How a client's claim is answered if the epoch holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub waiter: Waiter,
+    pub code: Code,
+    pub why: &'static str,
+}
+
+impl Refusal {
+    pub fn no_such_conversation(waiter: Waiter) -> Refusal {
+        Refusal { waiter, code: Code::NoSuchConversation, why: "no such conversation" }
+    }
 }
 
 /// See the module.

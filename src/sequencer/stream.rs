@@ -11,7 +11,7 @@ use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
 use super::core::Sequencer;
 use super::order::{check_name, is_member};
-use super::requests::Purpose;
+use super::requests::{Purpose, Refusal};
 use super::sessions::Retired;
 use super::user::Task;
 use crate::limits::{CHUNK_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
@@ -213,10 +213,12 @@ impl Sequencer {
                 );
             };
             if head == 0 {
-                let why = "no such conversation";
-                return self.refuse(asked.waiter, Code::NoSuchConversation, why, out);
+                let refusal = Refusal::no_such_conversation(asked.waiter);
+                return self.check_claim(Some(refusal), out);
             }
-            self.counters.seq_above_head_total += u64::from(seq > head);
+            if seq > head {
+                self.check_claim(None, out);
+            }
             named.due.push_back((convo, seq.min(head)));
         }
         self.with_user(user, Task::Sync(asked, Some(named.due)), out);

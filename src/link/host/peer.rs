@@ -19,6 +19,9 @@ pub struct Peer {
     /// Of the session, or of the last one.
     pub incarnation: u64,
     pub session: Option<Session>,
+    /// Sessions that began and that the logic has not heard of yet. What it says meanwhile is meant
+    /// for the one before.
+    pub unheard: u32,
     pub connection: Option<u32>,
     pub dialing: bool,
     pub dial_after_us: u64,
@@ -41,12 +44,18 @@ impl Peer {
         self.greeted.as_ref().is_some_and(|(r, n)| *r == role && n == name)
     }
 
+    /// The session that the logic knows, if it stands.
+    pub fn known_session(&mut self) -> Option<&mut Session> {
+        self.session.as_mut().filter(|_| self.unheard == 0)
+    }
+
     fn empty() -> Peer {
         Peer {
             address: None,
             greeted: None,
             incarnation: 0,
             session: None,
+            unheard: 0,
             connection: None,
             dialing: false,
             dial_after_us: 0,

@@ -117,6 +117,35 @@ fn a_new_life_of_the_peer_begins_a_new_session() {
 }
 
 #[test]
+fn what_is_said_before_a_new_session_is_heard_of_does_not_enter_it() {
+    let listener = listener();
+    let (mut edge, mut sequencer) = pair(&listener, b"secret");
+    turns(30, &mut [&mut edge, &mut sequencer]);
+    assert_eq!(edge.links.submit(PEER, vec![1]), Ok(1));
+    drop(sequencer);
+    let mut next = Side::new(Role::Sequencer, 33, b"secret");
+    next.links.listen(listener.socket(), &mut next.ring);
+    // The edge's links go on, but nobody looks at their events.
+    while edge.links.counters.sessions_total < 2 {
+        edge.links.flush(Now::read(), &mut edge.ring);
+        let mut completions = Vec::new();
+        edge.ring.turn(1_000, &mut completions);
+        for completion in completions {
+            edge.links.complete(Now::read(), completion, &mut edge.ring);
+        }
+        next.turn(Now::read());
+    }
+    // Number 1 is an entry of the session before; the new one's 1 would be taken for it.
+    assert_eq!(edge.links.submit(PEER, vec![2]), Err(LinkFull));
+    assert!(matches!(edge.links.next_event(), Some(LinkEvent::Ended { .. })));
+    assert_eq!(edge.links.submit(PEER, vec![3]), Err(LinkFull));
+    assert!(matches!(edge.links.next_event(), Some(LinkEvent::Began { .. })));
+    assert_eq!(edge.links.submit(PEER, vec![4]), Ok(1));
+    turns(20, &mut [&mut edge, &mut next]);
+    assert_eq!(next.entries(), vec![(1, Bytes::from(vec![4]))]);
+}
+
+#[test]
 fn a_silent_peer_loses_its_lease_on_both_sides() {
     let listener = listener();
     let (mut edge, mut sequencer) = pair(&listener, b"secret");

@@ -144,10 +144,7 @@ impl World {
         let counters = life.process.logic.counters;
         stays_zero("messages unaccounted by the sequencer", counters.unaccounted)?;
         stays_zero("malformed entries at the sequencer", counters.malformed_total)?;
-        // A superseded one that does not know it yet may meet an edge that has heard of none.
-        if !life.had_rival {
-            stays_zero("claims above the head", counters.seq_above_head_total)?;
-        }
+        stays_zero("claims above the head", counters.seq_above_head_total)?;
         let violations = life.process.links.counters.violations_total;
         stays_zero("link violations of the sequencer", violations)?;
         if outcome == Outcome::Continue {
