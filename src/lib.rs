@@ -11,6 +11,8 @@ pub mod cli;
 pub mod clock;
 pub mod edge;
 pub mod framer;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod limits;
 pub mod link;
 pub mod protocol;

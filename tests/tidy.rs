@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of `src`, and which of their siblings each may import. Libraries know no process;
 /// processes meet only on the wire; `simulation` alone knows them all.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("clock", &[]),
     ("limits", &[]),
     ("sys", &["limits"]),
@@ -25,6 +25,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("store", LIBRARIES),
     ("cli", PROCESSES_TOO),
     ("simulation", PROCESSES_TOO),
+    ("fuzzing", SIMULATION_TOO),
     ("lib", &[]),
 ];
 
@@ -45,6 +46,9 @@ const PROCESSES_TOO: &[&str] = &[
     "store",
     "sys",
 ];
+
+const SIMULATION_TOO: &[&str] =
+    &["clock", "framer", "limits", "link", "protocol", "simulation", "store"];
 
 /// Code that owns no socket, clock, thread, file or randomness: path prefixes under `src`.
 const PURE: [&str; 17] = [

@@ -1,33 +1,11 @@
-//! The framer against a naive twin that sees the whole stream at once, at every cut.
+//! The framer against its naive twin (`fuzzing`), which sees the whole stream at once.
 
 use super::super::encode_frame;
 use super::*;
+use crate::fuzzing::{self, Seen, naive};
 use proptest::prelude::*;
 
 const LIMIT: u32 = 1_000;
-
-/// What happened, owned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
-    Text(String),
-    Binary(Vec<u8>),
-    Ping(Vec<u8>),
-    Pong(Vec<u8>),
-    Close(Option<u16>, String),
-    Violation(Violation),
-}
-
-impl From<Event<'_>> for Seen {
-    fn from(event: Event) -> Seen {
-        match event {
-            Event::Text(text) => Seen::Text(text.into()),
-            Event::Binary(bytes) => Seen::Binary(bytes.into()),
-            Event::Ping(bytes) => Seen::Ping(bytes.into()),
-            Event::Pong(bytes) => Seen::Pong(bytes.into()),
-            Event::Close { code, reason } => Seen::Close(code, reason.into()),
-        }
-    }
-}
 
 fn feed(framer: &mut Framer, bytes: &[u8], seen: &mut Vec<Seen>) {
     let mut buffer = bytes.to_vec();
@@ -43,11 +21,7 @@ fn feed(framer: &mut Framer, bytes: &[u8], seen: &mut Vec<Seen>) {
 }
 
 fn run(pieces: &[&[u8]]) -> Vec<Seen> {
-    let (mut framer, mut seen) = (Framer::new(LIMIT), Vec::new());
-    for piece in pieces {
-        feed(&mut framer, piece, &mut seen);
-    }
-    seen
+    fuzzing::run(pieces, false)
 }
 
 /// One masked frame.
@@ -65,48 +39,6 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The naive twin: whole stream, copies everything, checks at the end of each frame only. Knows no
-/// violation but those that a whole frame shows.
-fn run_naive(mut stream: &[u8]) -> Vec<Seen> {
-    let (mut seen, mut message, mut open) = (Vec::new(), Vec::new(), None);
-    while !stream.is_empty() {
-        let (first, short) = (stream[0], stream[1] & 0x7f);
-        let (size, at) = match short {
-            126 => (usize::from(stream[2]) << 8 | usize::from(stream[3]), 4),
-            short => (usize::from(short), 2),
-        };
-        let key = &stream[at..at + 4];
-        let payload: Vec<u8> = stream[at + 4..at + 4 + size]
-            .iter()
-            .zip(key.iter().cycle())
-            .map(|(byte, key)| byte ^ key)
-            .collect();
-        stream = &stream[at + 4 + size..];
-        match first & 15 {
-            8 => {
-                let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-                let reason = payload.get(2..).unwrap_or_default().to_vec();
-                seen.push(Seen::Close(code, String::from_utf8(reason).expect("good")));
-                return seen;
-            }
-            9 => seen.push(Seen::Ping(payload)),
-            10 => seen.push(Seen::Pong(payload)),
-            opcode => {
-                open = open.or(Some(opcode));
-                message.extend(payload);
-                if first & 0x80 != 0 {
-                    let whole = std::mem::take(&mut message);
-                    seen.push(match open.take() {
-                        Some(1) => Seen::Text(String::from_utf8(whole).expect("good")),
-                        _ => Seen::Binary(whole),
-                    });
-                }
-            }
-        }
-    }
-    seen
-}
-
 #[test]
 fn every_split_in_two_equals_the_whole() {
     let mut stream = frame(0x81, "h\u{e9}llo".as_bytes());
@@ -120,7 +52,7 @@ fn every_split_in_two_equals_the_whole() {
     stream.extend(frame(0x88, b"\x03\xe8bye"));
     stream.extend(frame(0x81, b"after the close frame nothing counts"));
     let whole = run(&[&stream]);
-    assert_eq!(whole, run_naive(&stream));
+    assert_eq!(whole, naive(&stream).said);
     assert_eq!(whole.len(), 7);
     for cut in 0..=stream.len() {
         assert_eq!(run(&[&stream[..cut], &stream[cut..]]), whole, "cut at {cut}");
@@ -242,7 +174,7 @@ proptest! {
         stream in good_stream(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
     ) {
-        let naive = run_naive(&stream);
+        let naive = naive(&stream).said;
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.extend([0, stream.len()]);
         cuts.sort_unstable();

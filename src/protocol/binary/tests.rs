@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::fuzzing::{bytes, integer, number, written, zigzag};
 use crate::limits::SERVER_FRAME_SIZE_MAX;
 use crate::protocol::json;
 
@@ -67,95 +68,6 @@ const CODES: [&str; 10] = [
     "unavailable",
     "internal",
 ];
-
-fn number(mut value: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    loop {
-        let low = (value % 128) as u8;
-        value /= 128;
-        if value == 0 {
-            out.push(low);
-            return out;
-        }
-        out.push(low + 128);
-    }
-}
-
-fn integer(tag: u8, value: u64) -> Vec<u8> {
-    [vec![tag], number(value)].concat()
-}
-
-fn bytes(tag: u8, value: &[u8]) -> Vec<u8> {
-    [vec![tag], number(value.len() as u64), value.to_vec()].concat()
-}
-
-fn zigzag(value: i64) -> u64 {
-    if value < 0 { value.unsigned_abs() * 2 - 1 } else { value.unsigned_abs() * 2 }
-}
-
-/// The naive encoder of operations, in both subprotocols.
-fn written(request: &Request) -> (Vec<u8>, Value) {
-    let (mut binary, mut object) = match &request.operation {
-        Operation::Send { target, id, body } => written_send(target, id, body),
-        Operation::Acknowledge { convo, seq, watermark } => {
-            let (number, kind) = match watermark {
-                Watermark::Delivered => (1, "delivered"),
-                Watermark::Read => (2, "read"),
-            };
-            let fields = [bytes(1, convo.as_bytes()), integer(4, *seq), integer(10, number)];
-            let object = json!({"t":"ack","convo":&**convo,"seq":seq,"kind":kind});
-            ([vec![2], fields.concat()].concat(), object)
-        }
-        Operation::Sync { convos: None } => (vec![3], json!({"t":"sync"})),
-        Operation::Sync { convos: Some(convos) } => {
-            let entries = convos.iter().map(|(name, seq)| {
-                let entry = [bytes(1, name.as_bytes()), integer(4, *seq)].concat();
-                [number(entry.len() as u64), entry].concat()
-            });
-            let list: Vec<u8> = entries.flatten().collect();
-            let map: Map<String, Value> =
-                convos.iter().map(|(name, seq)| (name.to_string(), json!(seq))).collect();
-            ([vec![3], bytes(13, &list)].concat(), json!({"t":"sync","convos":map}))
-        }
-        Operation::History { convo, before, limit } => {
-            let before_field = before.map(|before| integer(14, before)).unwrap_or_default();
-            let fields = [bytes(1, convo.as_bytes()), before_field, integer(16, (*limit).into())];
-            let object = json!({"t":"history","convo":&**convo,"before":before,"limit":limit});
-            ([vec![4], fields.concat()].concat(), object)
-        }
-        Operation::Conversations { after, limit } => {
-            let field = after.as_ref().map(|after| bytes(17, after.as_bytes()));
-            let fields = [field.unwrap_or_default(), integer(16, (*limit).into())];
-            let object = json!({"t":"convos","after":after.as_deref(),"limit":limit});
-            ([vec![5], fields.concat()].concat(), object)
-        }
-        Operation::Ping => (vec![6], json!({"t":"ping"})),
-        Operation::Later(name) => {
-            let index = LATER.iter().position(|later| later == name).expect("one of them");
-            (vec![7 + index as u8], json!({"t":name}))
-        }
-    };
-    if let Some(reference) = request.reference {
-        binary.extend(integer(2, zigzag(reference)));
-        object["ref"] = json!(reference);
-    }
-    (binary, object)
-}
-
-fn written_send(target: &Target, id: &Id, body: &Body) -> (Vec<u8>, Value) {
-    let (field, name, value) = match target {
-        Target::Conversation { name } => (bytes(1, name.as_bytes()), "convo", name),
-        Target::User { user } => (bytes(3, user.as_bytes()), "to", user),
-    };
-    let (body_field, body_name, text) = match body {
-        Body::Text { text } => {
-            (bytes(7, text), "body", String::from_utf8(text.to_vec()).expect("text"))
-        }
-        Body::Binary { bytes: body } => (bytes(9, body), "body64", STANDARD.encode(body)),
-    };
-    let binary = [vec![1], field, bytes(5, id.as_bytes()), body_field].concat();
-    (binary, json!({"t":"send",name:&**value,"id":&**id,body_name:text}))
-}
 
 fn take_number(rest: &mut &[u8]) -> u64 {
     let mut value = 0;

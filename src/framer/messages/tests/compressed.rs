@@ -5,12 +5,7 @@ use flate2::{Compress, Compression, FlushCompress};
 use super::*;
 
 fn run_deflate(pieces: &[&[u8]]) -> Vec<Seen> {
-    let (mut framer, mut inflater) = (Framer::with_deflate(LIMIT), Inflater::default());
-    let mut seen = Vec::new();
-    for piece in pieces {
-        feed_deflate(&mut framer, &mut inflater, piece, &mut seen);
-    }
-    seen
+    fuzzing::run(pieces, true)
 }
 
 fn feed_deflate(framer: &mut Framer, inflater: &mut Inflater, bytes: &[u8], seen: &mut Vec<Seen>) {
