@@ -4,10 +4,12 @@
 //! A process opens it in one line: `AdminOptions::open(&options.admin, &registry, &health)?`.
 
 mod health;
+mod latency;
 mod registry;
 mod server;
 
 pub use health::Health;
+pub use latency::{Latency, PublishedLatency};
 pub use registry::{Counter, Gauge, Registry, Summary};
 pub use server::start;
 

@@ -88,6 +88,11 @@ impl Chat {
         &self.links
     }
 
+    /// The time of the present turn.
+    pub fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
     /// Whether the sequencer has been there since the start.
     pub fn is_linked(&self) -> bool {
         self.linked

@@ -3,7 +3,7 @@
 use super::chat::Chat;
 use super::identity::Doubt;
 use super::shard::Shard;
-use crate::admin::{Counter, Gauge, Registry};
+use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 use crate::ring::Ring;
 
 /// What one shard adds to the page: each value as it was when last published.
@@ -12,6 +12,7 @@ pub struct Metrics {
     /// Clients refused because of their identity, in the order of [`Doubt::ALL`].
     doubts: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
+    send: PublishedLatency,
 }
 
 /// Names and meanings, in the order of [`values`].
@@ -52,7 +53,9 @@ impl Metrics {
             (registry.counter_with("aldis_identity_refused_total", help, &labels), 0)
         };
         let doubts = Doubt::ALL.map(doubt).into();
-        Metrics { counters: counters.into(), doubts, connections: (connections, 0) }
+        let help = "From a client's send at the edge until its sent is queued";
+        let send = PublishedLatency::new(registry, "aldis_edge_send_seconds", help);
+        Metrics { counters: counters.into(), doubts, connections: (connections, 0), send }
     }
 
     /// Adds what happened since the last time. Once a turn.
@@ -65,6 +68,8 @@ impl Metrics {
         gauge.add(connections.saturating_sub(*published) as _);
         gauge.sub(published.saturating_sub(connections) as _);
         *published = connections;
+        let chat = shard.application();
+        self.send.publish(chat.router().send_latency(), chat.now_us());
     }
 }
 

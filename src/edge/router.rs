@@ -19,6 +19,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
+use crate::admin::Latency;
 use crate::clock::Now;
 use crate::edge::identity::Admitted;
 use crate::edge::ticket::{Term, Tickets};
@@ -104,6 +105,8 @@ pub struct Router {
     /// The sequencer at the other end has been superseded.
     refuses_sequencer: bool,
     counters: Counters,
+    /// From a client's send until its `sent`.
+    send_latency: Latency,
     deadlines: Deadlines,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
@@ -120,6 +123,7 @@ impl Router {
             epoch: 0,
             refuses_sequencer: false,
             counters: Counters::default(),
+            send_latency: Latency::default(),
             deadlines: Deadlines::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
@@ -128,6 +132,10 @@ impl Router {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    pub fn send_latency(&self) -> &Latency {
+        &self.send_latency
     }
 
     /// The link's session is to be ended: its sequencer's epoch has been superseded.
@@ -158,7 +166,7 @@ impl Router {
             reference: None,
             size: 0,
             message,
-            asked_at_ms: around.now.monotonic_ms(),
+            asked_at_us: around.now.monotonic_us,
             entry: None,
         };
         self.requests.ask(request, around.outlet);

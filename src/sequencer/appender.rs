@@ -25,6 +25,8 @@ pub struct Waiter {
     pub number: u64,
     /// It repeats a send that was accepted before.
     pub dup: bool,
+    /// When it arrived.
+    pub asked_us: u64,
 }
 
 /// A record with its place in the log.
@@ -175,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_waiter_joins_until_the_record_is_durable() {
-        let waiter = Waiter { peer: PeerId(1), life: 1, number: 9, dup: true };
+        let waiter = Waiter { peer: PeerId(1), life: 1, number: 9, dup: true, asked_us: 0 };
         let mut appender = Appender::new(1, 1);
         let lsn = appender.append(record(1), Vec::new());
         assert!(appender.wait_for(lsn, waiter));

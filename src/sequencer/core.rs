@@ -16,6 +16,7 @@ use super::conversation::Conversation;
 use super::fanout::Fanout;
 use super::requests::{Purpose, Refusal, Requests};
 use super::user::User;
+use crate::admin::Latency;
 use crate::clock::Now;
 use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Id, Record};
@@ -62,6 +63,15 @@ pub struct Counters {
     pub unaccounted: u64,
 }
 
+/// Times for the metrics page.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies {
+    /// From the arrival of a send until its answer.
+    pub send: Latency,
+    /// From the cut of a batch until the store's answer.
+    pub append: Latency,
+}
+
 /// One edge shard.
 pub(super) struct Edge {
     pub name: Id,
@@ -100,6 +110,9 @@ pub struct Sequencer {
     /// Peers that broke the protocol, for the host to cut.
     pub broken: Vec<PeerId>,
     pub counters: Counters,
+    pub latencies: Latencies,
+    /// When the batch under way was cut.
+    cut_us: u64,
 }
 
 /// Changed cursors on their way into one record.
@@ -135,6 +148,8 @@ impl Sequencer {
             outcome: Outcome::Continue,
             broken: Vec::new(),
             counters: Counters::default(),
+            latencies: Latencies::default(),
+            cut_us: 0,
         }
     }
 
@@ -364,6 +379,7 @@ impl Sequencer {
 
     fn became_durable(&mut self, next_lsn: u64, out: &mut dyn Outlet) {
         self.refuses_sends = false;
+        self.latencies.append.record(self.now.monotonic_us.saturating_sub(self.cut_us));
         for decided in self.appender().durable(next_lsn) {
             self.apply_durable(&decided, out);
             self.fanout.push(decided.lsn, decided.record);
@@ -389,6 +405,7 @@ impl Sequencer {
 
     fn cut_batch(&mut self, out: &mut dyn Outlet) {
         if let Some(append) = self.appender().cut() {
+            self.cut_us = self.now.monotonic_us;
             self.ask(append, Purpose::Append, out);
         }
     }
@@ -424,7 +441,8 @@ impl Sequencer {
     }
 
     fn edge_said(&mut self, peer: PeerId, number: u64, said: ToSequencer, out: &mut dyn Outlet) {
-        let waiter = Waiter { peer, life: self.life_of(peer), number, dup: false };
+        let (life, asked_us) = (self.life_of(peer), self.now.monotonic_us);
+        let waiter = Waiter { peer, life, number, dup: false, asked_us };
         match said {
             ToSequencer::Send { user, device, target, id, body, .. } => {
                 self.send(waiter, super::order::Send { user, device, target, id, body }, out);

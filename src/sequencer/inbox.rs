@@ -179,7 +179,7 @@ mod tests {
         };
         let mut sequencer = Sequencer::new(1, PeerId(0), Budget::default());
         sequencer.appender = Some(Appender::new(1, 1));
-        let waiter = Waiter { peer: PeerId(1), life: 1, number: 1, dup: false };
+        let waiter = Waiter { peer: PeerId(1), life: 1, number: 1, dup: false, asked_us: 0 };
         sequencer.append_cursors(vec![row; 10_000], vec![waiter]);
         let mut rows = 0;
         while let Some(ToStore::Append { first_lsn, count, records, .. }) =

@@ -1,7 +1,7 @@
 //! The sequencer's counters on the metrics page.
 
 use super::core::Sequencer;
-use crate::admin::{Counter, Gauge, Registry};
+use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 use crate::link::host::LinkCounters;
 
 /// Handles of everything that is published.
@@ -24,6 +24,8 @@ pub struct Metrics {
     lag: Gauge,
     link_sessions: Counter,
     link_violations: Counter,
+    send: PublishedLatency,
+    append: PublishedLatency,
 }
 
 impl Metrics {
@@ -84,11 +86,21 @@ impl Metrics {
                 "aldis_link_violations_total",
                 "Link connections cut for breaking the protocol; must stay 0",
             ),
+            send: PublishedLatency::new(
+                registry,
+                "aldis_sequencer_send_seconds",
+                "From the arrival of a send at the sequencer until its answer",
+            ),
+            append: PublishedLatency::new(
+                registry,
+                "aldis_sequencer_append_seconds",
+                "From the cut of a batch until the store's answer",
+            ),
         }
     }
 
-    /// Copies the present values. Once a turn: plain stores, no locks.
-    pub fn publish(&self, logic: &Sequencer, links: &LinkCounters) {
+    /// Copies the present values. Once a turn.
+    pub fn publish(&mut self, logic: &Sequencer, links: &LinkCounters, now_us: u64) {
         let counters = &logic.counters;
         self.accepted.set(counters.accepted_total);
         self.duplicates.set(counters.duplicates_total);
@@ -108,5 +120,7 @@ impl Metrics {
         self.lag.set(logic.fanout_lag() as _);
         self.link_sessions.set(links.sessions_total);
         self.link_violations.set(links.violations_total);
+        self.send.publish(&logic.latencies.send, now_us);
+        self.append.publish(&logic.latencies.append, now_us);
     }
 }

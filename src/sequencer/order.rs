@@ -207,6 +207,7 @@ impl Sequencer {
         accepted: Accepted,
         out: &mut dyn Outlet,
     ) {
+        self.latencies.send.record(self.now.monotonic_us.saturating_sub(waiter.asked_us));
         let Accepted { seq, mid, ts } = accepted;
         let convo = Rc::clone(convo);
         let sent = ToEdge::Sent { to: waiter.number, convo, seq, mid, ts, dup: waiter.dup };

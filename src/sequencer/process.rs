@@ -72,7 +72,7 @@ impl<R: Ring> Process<R> {
 pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     let registry = Registry::new("sequencer");
     let health = Health::starting();
-    let metrics = Metrics::new(&registry);
+    let mut metrics = Metrics::new(&registry);
     let stop = crate::sys::stop_flag().context("installing signal handlers")?;
     let listener = crate::sys::patiently(|| listen(options.listen, 1024, false))
         .with_context(|| format!("listening for edges on {}", options.listen))?;
@@ -101,7 +101,8 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     let mut served = false;
     while !stop.is_raised() {
         process.wait();
-        if process.run(Now::read()) == Outcome::Rebuild {
+        let now = Now::read();
+        if process.run(now) == Outcome::Rebuild {
             anyhow::bail!("the store serves a higher epoch, or another log: starting anew");
         }
         if process.logic.is_serving() && !served {
@@ -109,7 +110,7 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
             health.set_ok();
             tracing::info!("sequencer serves");
         }
-        metrics.publish(&process.logic, &process.links.counters);
+        metrics.publish(&process.logic, &process.links.counters, now.monotonic_us);
     }
     tracing::info!("sequencer ends");
     Ok(())

@@ -344,7 +344,7 @@ impl Shared {
                     watched.push(DurableWrite { segment, offset, data: data.to_vec() });
                 }
             }
-            self.events.push_back(DeviceEvent::Written { segment, offset });
+            self.events.push_back(DeviceEvent::Written { segment, offset, took_us: 0 });
         }
     }
 

@@ -86,6 +86,7 @@ enum RequestKind {
 struct Flight {
     reply: Reply,
     granting: Option<u64>,
+    arrived_us: u64,
     started_us: u64,
 }
 
@@ -282,8 +283,9 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         }
         // From here on older epochs are refused, whether or not the grant is ever heard.
         self.epoch = granting.unwrap_or(self.epoch);
+        let Request { reply, arrived_us, .. } = request;
         let started_us = now.monotonic_us;
-        self.flight = Some(Flight { reply: request.reply, granting, started_us });
+        self.flight = Some(Flight { reply, granting, arrived_us, started_us });
         true
     }
 
@@ -319,8 +321,10 @@ impl<D: LogDevice, W: IndexWorker> Store<D, W> {
         let Some(flight) = self.flight.take() else {
             return;
         };
-        let latency_us = now.monotonic_us.saturating_sub(flight.started_us);
-        self.metrics.commit_latency_us.saturating_record(latency_us);
+        let since = |then_us| now.monotonic_us.saturating_sub(then_us);
+        self.metrics.append.record(since(flight.arrived_us));
+        self.metrics.commit.record(since(flight.started_us));
+        self.metrics.write.record(self.log.write_us());
         let (reply, next_lsn) = (flight.reply, self.log.next_lsn());
         match flight.granting {
             Some(epoch) => self.waiting.push_back(Task::Grant { reply, epoch, next_lsn }),

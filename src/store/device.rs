@@ -22,8 +22,8 @@ pub enum DeviceEvent {
     Created { segment: u64 },
     /// There was no space; nothing of it is left.
     NoSpace { segment: u64 },
-    /// The write is durable.
-    Written { segment: u64, offset: u64 },
+    /// The write is durable. `took_us`: the disk's part of the time.
+    Written { segment: u64, offset: u64, took_us: u64 },
     /// The segment is gone.
     Removed { segment: u64 },
 }

@@ -61,6 +61,7 @@ pub struct Log<D: LogDevice> {
     writing: Option<Writing>,
     /// Times that a segment found no space, since the start.
     no_space_count: u64,
+    write_us: u64,
 }
 
 /// The segment that commits go to.
@@ -126,6 +127,7 @@ impl<D: LogDevice> Log<D> {
             next: Preparation { segment, size, progress: Progress::Creating },
             writing: None,
             no_space_count: 0,
+            write_us: 0,
         }
     }
 
@@ -144,6 +146,11 @@ impl<D: LogDevice> Log<D> {
 
     pub fn no_space_count(&self) -> u64 {
         self.no_space_count
+    }
+
+    /// How long the disk took for the last commit.
+    pub fn write_us(&self) -> u64 {
+        self.write_us
     }
 
     /// Bytes of records that fit a commit.
@@ -196,7 +203,8 @@ impl<D: LogDevice> Log<D> {
                     self.next.progress = Progress::NoSpace { retry_us };
                     self.no_space_count += 1;
                 }
-                DeviceEvent::Written { segment, offset } => {
+                DeviceEvent::Written { segment, offset, took_us } => {
+                    self.write_us = took_us;
                     if let Some(batch) = self.written(segment, offset) {
                         return Ok(Some(batch));
                     }

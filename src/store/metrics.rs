@@ -1,9 +1,9 @@
 //! The store's counters: plain numbers, read by the host for its metrics page.
 
-use hdrhistogram::Histogram;
+use crate::admin::Latency;
 
 /// Counts since the start of the process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
     /// Commits made durable.
     pub commits: u64,
@@ -11,8 +11,12 @@ pub struct Metrics {
     pub records: u64,
     /// Bytes of records in them, without headers and padding.
     pub bytes: u64,
-    /// Microseconds from handing a commit to the disk until it was durable.
-    pub commit_latency_us: Histogram<u64>,
+    /// From the arrival of a batch until it was answered.
+    pub append: Latency,
+    /// From handing a commit to the disk's thread until that said it is durable.
+    pub commit: Latency,
+    /// What of it the disk took.
+    pub write: Latency,
     /// How long opening took.
     pub recovery_us: u64,
     /// Records that were applied to the index while opening.
@@ -29,26 +33,4 @@ pub struct Metrics {
     pub malformed: u64,
     /// Times that a segment found no space.
     pub no_space: u64,
-}
-
-impl Default for Metrics {
-    fn default() -> Metrics {
-        // One minute is beyond any commit that ends at all; three digits cost 100 KiB.
-        let commit_latency_us =
-            Histogram::new_with_max(60_000_000, 3).expect("the bounds are constants in range");
-        Metrics {
-            commits: 0,
-            records: 0,
-            bytes: 0,
-            commit_latency_us,
-            recovery_us: 0,
-            records_replayed: 0,
-            index_lag: 0,
-            unaccounted: 0,
-            fenced: 0,
-            unavailable: 0,
-            malformed: 0,
-            no_space: 0,
-        }
-    }
 }

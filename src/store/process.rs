@@ -96,7 +96,7 @@ impl<R: Ring, D: LogDevice, W: IndexWorker> Process<R, D, W> {
 pub fn run(options: StoreOptions) -> anyhow::Result<()> {
     let registry = Registry::new("store");
     let health = Health::starting();
-    let published = Published::new(&registry);
+    let mut published = Published::new(&registry);
     crate::sys::ignore_file_size_signal();
     let stop = crate::sys::stop_flag().context("installing signal handlers")?;
     let listener = crate::sys::patiently(|| listen(options.listen, 16, false))
@@ -123,8 +123,10 @@ pub fn run(options: StoreOptions) -> anyhow::Result<()> {
     health.set_ok();
     while !stop.is_raised() {
         process.wait(Now::read());
-        process.run(Now::read())?;
-        published.publish(process.logic.metrics(), process.logic.known_durable());
+        let now = Now::read();
+        process.run(now)?;
+        let durable = process.logic.known_durable();
+        published.publish(process.logic.metrics(), durable, now.monotonic_us);
     }
     tracing::info!("store ends");
     Ok(())

@@ -1,9 +1,7 @@
 //! The store's counters on the metrics page.
 
-use std::cell::Cell;
-
 use super::metrics::Metrics;
-use crate::admin::{Counter, Gauge, Registry, Summary};
+use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 
 /// Handles of everything that is published.
 pub struct Published {
@@ -19,15 +17,16 @@ pub struct Published {
     index_lag: Gauge,
     recovery: Gauge,
     replayed: Gauge,
-    commit_seconds: Summary,
-    /// Commits at the last copy of the histogram: it is copied only when it changed by enough.
-    summarised: Cell<u64>,
+    append: PublishedLatency,
+    commit: PublishedLatency,
+    write: PublishedLatency,
 }
 
 impl Published {
     pub fn new(registry: &Registry) -> Published {
         let counter = |name, help| registry.counter(name, help);
         let gauge = |name, help| registry.gauge(name, help);
+        let latency = |name, help| PublishedLatency::new(registry, name, help);
         Published {
             commits: counter("aldis_log_commits_total", "Commits made durable"),
             records: counter("aldis_log_records_total", "Records in those commits"),
@@ -53,16 +52,20 @@ impl Published {
             ),
             recovery: gauge("aldis_recovery_microseconds", "How long opening the store took"),
             replayed: gauge("aldis_recovery_records", "Records applied while opening"),
-            commit_seconds: registry.summary(
-                "aldis_log_commit_seconds",
-                "From handing a commit to the disk until it was durable",
+            append: latency(
+                "aldis_store_append_seconds",
+                "From the arrival of a batch at the store until its answer",
             ),
-            summarised: Cell::new(0),
+            commit: latency(
+                "aldis_log_commit_seconds",
+                "From handing a commit to the disk's thread until it was known durable",
+            ),
+            write: latency("aldis_log_write_seconds", "The write and sync of a commit alone"),
         }
     }
 
-    /// Copies the present values. Once a turn; the histogram at most every 256 commits.
-    pub fn publish(&self, metrics: &Metrics, durable: u64) {
+    /// Copies the present values. Once a turn.
+    pub fn publish(&mut self, metrics: &Metrics, durable: u64, now_us: u64) {
         self.commits.set(metrics.commits);
         self.records.set(metrics.records);
         self.bytes.set(metrics.bytes);
@@ -75,9 +78,8 @@ impl Published {
         self.index_lag.set(metrics.index_lag as _);
         self.recovery.set(metrics.recovery_us as _);
         self.replayed.set(metrics.records_replayed as _);
-        if metrics.commits >= self.summarised.get() + 256 {
-            self.summarised.set(metrics.commits);
-            self.commit_seconds.publish(&metrics.commit_latency_us);
-        }
+        self.append.publish(&metrics.append, now_us);
+        self.commit.publish(&metrics.commit, now_us);
+        self.write.publish(&metrics.write, now_us);
     }
 }

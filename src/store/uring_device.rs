@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::mpsc;
@@ -318,11 +318,13 @@ impl Writer {
         };
         let mut buffer = AlignedBuffer::new(data.len());
         buffer[..data.len()].copy_from_slice(&data);
+        let started = Instant::now();
         let (result, _) = file.write_all_at(buffer, offset).await;
+        let took_us = started.elapsed().as_micros() as u64;
         result.map_err(|source| fault(Operation::Write, segment, offset, source))?;
         // One write is under way at a time, in ever higher segments: the ones below are finished.
         self.files.borrow_mut().retain(|&number, _| number >= segment);
-        Ok(DeviceEvent::Written { segment, offset })
+        Ok(DeviceEvent::Written { segment, offset, took_us })
     }
 
     async fn remove(&self, segment: u64) -> Result<DeviceEvent, DeviceFault> {

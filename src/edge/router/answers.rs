@@ -198,6 +198,8 @@ impl Router {
             return;
         };
         self.counters.sent += 1;
+        let now_us = around.now.monotonic_us;
+        self.send_latency.record(now_us.saturating_sub(request.asked_at_us));
         if self.connection(request.asker).is_none() {
             return;
         }

@@ -57,8 +57,8 @@ impl Router {
         connection.barrier.asked();
         connection.outstanding_count += 1;
         connection.outstanding_size += size;
-        let asked_at_ms = around.now.monotonic_ms();
-        let request = Unanswered { asker: id, reference, message, size, asked_at_ms, entry: None };
+        let asked_at_us = around.now.monotonic_us;
+        let request = Unanswered { asker: id, reference, message, size, asked_at_us, entry: None };
         self.requests.ask(request, around.outlet);
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Unanswered {
     pub message: ToSequencer,
     /// What it counts against the bounds, in bytes.
     pub size: usize,
-    pub asked_at_ms: u64,
+    pub asked_at_us: u64,
     /// Its number in the link session, once it is there.
     pub entry: Option<u64>,
 }
@@ -129,7 +129,8 @@ impl Requests {
     /// Requests for a session stay: they cost nothing, and their clients wait for `welcome` alone.
     pub fn expire(&mut self, now: Now, age_ms: u64) -> Vec<(u64, Unanswered)> {
         let old = self.unanswered.iter();
-        let old = old.take_while(|(_, request)| request.asked_at_ms + age_ms <= now.monotonic_ms());
+        let last_us = now.monotonic_us.checked_sub(age_ms * 1_000);
+        let old = old.take_while(|(_, request)| Some(request.asked_at_us) <= last_us);
         let expired = old.filter(|(_, request)| {
             request.entry.is_none() && !matches!(request.message, ToSequencer::Open { .. })
         });
