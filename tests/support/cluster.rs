@@ -16,16 +16,24 @@ pub struct Cluster {
     pub address: String,
     pub data: PathBuf,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     up: Option<Child>,
 }
 
 impl Cluster {
     /// Starts on `data` and waits for the line `ready`.
     pub fn start(data: PathBuf, options: &[&str]) -> Cluster {
+        Cluster::start_with(data, options, &[])
+    }
+
+    /// The same, with variables of the environment that differ from the test's.
+    pub fn start_with(data: PathBuf, options: &[&str], environment: &[(&str, &str)]) -> Cluster {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr());
         let address = port.expect("a free port").to_string();
         let options = options.iter().map(ToString::to_string).collect();
-        let mut cluster = Cluster { address, data, options, up: None };
+        let environment = environment.iter().map(|&(name, value)| (name.into(), value.into()));
+        let environment = environment.collect();
+        let mut cluster = Cluster { address, data, options, environment, up: None };
         cluster.restart();
         cluster
     }
@@ -36,6 +44,7 @@ impl Cluster {
             .args(["up", "--listen", &self.address, "--data"])
             .arg(&self.data)
             .args(&self.options)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log_file(&self.data))

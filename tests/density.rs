@@ -1,0 +1,117 @@
+//! What an idle chat connection costs: many of them in one shard of a real edge, all authenticated
+//! and synced, and how much larger its process is for them.
+//!
+//! `ALDIS_IDLE=15000` in release mode is the measurement (`.ci/stages/45-density`); the size that
+//! runs with all other tests only shows that it works.
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use support::cluster::Cluster;
+
+/// Bytes of the edge's process per connection, at most, everything included.
+const SIZE_MAX: u64 = 256;
+/// From this many on what is allocated once does not matter any more.
+const COUNT_TELLING: u64 = 10_000;
+/// Handshakes under way at a time.
+const BURST: u64 = 200;
+/// Connections of one client address: far from the number of its ports.
+const PER_ADDRESS: u64 = 5_000;
+
+#[test]
+fn idle_connections_are_small() {
+    let count =
+        std::env::var("ALDIS_IDLE").ok().map_or(400, |text| text.parse().expect("a number"));
+    aldis::sys::raise_open_files_limit().expect("raising to the hard limit is allowed");
+    let folder = tempfile::tempdir().expect("a folder");
+    // These clients answer no heartbeat.
+    let patient = [("ALDIS_EDGE_HEARTBEAT_MS", "3600000")];
+    let data = folder.path().join("data");
+    let cluster = Cluster::start_with(data, &["--shards", "1"], &patient);
+    let pids = ["edge", "sequencer"].map(|name| cluster.child(name).expect("it runs"));
+    let before = pids.map(resident_size);
+    let mut clients = open(&cluster, count);
+    let grown = [0, 1].map(|index| resident_size(pids[index]).saturating_sub(before[index]));
+    let [edge, sequencer] = grown.map(|bytes| bytes / count);
+    println!(
+        "{count} idle chat connections: {edge} bytes each in the edge ({} KiB before them), \
+         {sequencer} bytes each in the sequencer",
+        before[0] / 1024
+    );
+    assert_eq!(cluster.metric("edge", "aldis_connections"), Some(count as f64));
+    all_answer(&mut clients);
+    clients.iter().for_each(reset_at_close);
+    if count >= COUNT_TELLING {
+        assert!(edge <= SIZE_MAX, "{edge} bytes are more than {SIZE_MAX}");
+    }
+}
+
+/// Connects as so many users, and waits until each is synced.
+fn open(cluster: &Cluster, count: u64) -> Vec<TcpStream> {
+    let address: SocketAddr = cluster.address.parse().expect("an address");
+    let mut clients = Vec::new();
+    while (clients.len() as u64) < count {
+        let first = clients.len() as u64;
+        let last = (first + BURST).min(count);
+        clients.extend((first..last).map(|index| begin(address, index)));
+        for client in &mut clients[first as usize..] {
+            read_until(client, "\"t\":\"synced\"");
+        }
+    }
+    clients
+}
+
+fn begin(address: SocketAddr, index: u64) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let source: SocketAddr = format!("127.0.0.{}:0", 2 + index / PER_ADDRESS).parse().expect("one");
+    socket.bind(&SockAddr::from(source)).expect("a free port");
+    socket.connect(&SockAddr::from(address)).expect("the edge accepts");
+    let mut client = TcpStream::from(socket);
+    client.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let request = format!(
+        "GET /v1/connect?user=user-{index}&device=phone HTTP/1.1\r\nHost: {address}\r\n\
+         Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    client.write_all(request.as_bytes()).expect("it takes the request");
+    client
+}
+
+/// Every one of them is still there: a masked ping with an empty payload has its pong.
+fn all_answer(clients: &mut [TcpStream]) {
+    for client in clients {
+        client.write_all(&[0x89, 0x80, 0, 0, 0, 0]).expect("it is open");
+        read_until(client, "\u{8a}\0");
+    }
+}
+
+/// Reads until this has come. Bytes are taken as characters of the same number.
+fn read_until(client: &mut TcpStream, wanted: &str) {
+    let (mut buffer, mut said) = ([0; 4096], String::new());
+    while !said.contains(wanted) {
+        match client.read(&mut buffer) {
+            Ok(size) if size > 0 => {
+                said.extend(buffer[..size].iter().map(|byte| char::from(*byte)));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            end => panic!("{end:?} instead of {wanted:?}, after {said:?}"),
+        }
+    }
+}
+
+/// So that no port waits for its last packets, which would be too few for the next run.
+fn reset_at_close(client: &TcpStream) {
+    SockRef::from(client).set_linger(Some(Duration::ZERO)).expect("it is a socket");
+}
+
+/// Bytes of a process that are in memory (`VmRSS` of proc(5)).
+fn resident_size(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    let digits = line.trim().strip_suffix("kB").expect("in KiB").trim();
+    digits.parse::<u64>().expect("a number") * 1024
+}
