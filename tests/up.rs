@@ -86,6 +86,7 @@ fn the_first_screen_says_what_to_do_and_the_children_are_in_the_process_list() {
     let listen = up.listen;
     assert!(screen.contains(&format!("open http://{listen}/")), "{screen}");
     assert!(screen.contains(&format!("websocat 'ws://{listen}/v1/connect?user=alice'")));
+    assert!(screen.contains(&format!("aldis tail --as bob --url ws://{listen}\n")), "{screen}");
     for name in ["store", "sequencer", "edge"] {
         assert!(up.child(name).is_some(), "aldis {name} is not in the process list");
         let health = get(&data, name, "/healthz").expect("it answers");

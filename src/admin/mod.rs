@@ -1,5 +1,5 @@
-//! The admin page of a process: `/healthz` and `/metrics`, on a thread of its own, never on a
-//! message's way. Knows no process; whoever runs one hands in its [`Registry`] and [`Health`].
+//! The admin page of a process: `/healthz`, `/readyz` and `/metrics`, on a thread of its own, never
+//! on a message's way. Knows no process; whoever runs one hands in its [`Registry`] and [`Health`].
 //!
 //! A process opens it in one line: `AdminOptions::open(&options.admin, &registry, &health)?`.
 
@@ -8,7 +8,7 @@ mod latency;
 mod registry;
 mod server;
 
-pub use health::Health;
+pub use health::{Health, Part};
 pub use latency::{Latency, PublishedLatency};
 pub use registry::{Counter, Gauge, Registry, Summary};
 pub use server::start;

@@ -15,8 +15,8 @@ use super::{Health, Registry};
 /// What Prometheus expects of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Serves `/healthz` and `/metrics` at `address` (port 0: any) until the process ends, and returns
-/// the bound address. Errors are those of the bind and name the address.
+/// Serves `/healthz`, `/readyz` and `/metrics` at `address` (port 0: any) until the process ends,
+/// and returns the bound address. Errors are those of the bind and name the address.
 pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Result<SocketAddr> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("admin address {address}: {error}"))
@@ -37,13 +37,22 @@ pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Res
 async fn serve(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let router = Router::new()
-        .route("/healthz", get(healthz).with_state(health))
+        .route("/healthz", get(healthz).with_state(health.clone()))
+        .route("/readyz", get(readyz).with_state(health))
         .route("/metrics", get(metrics).with_state(registry));
     axum::serve(listener, router).await
 }
 
 async fn healthz(State(health): State<Health>) -> impl IntoResponse {
-    match health.reason() {
+    answer(health.reason())
+}
+
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    answer(health.unready())
+}
+
+fn answer(reason: Option<String>) -> impl IntoResponse {
+    match reason {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }

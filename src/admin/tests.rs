@@ -68,6 +68,17 @@ fn the_page_is_served_and_its_address_is_written_down() {
     assert!(request(address, "/healthz").ends_with("\r\n\r\nstarting\n"));
     health.set_ok();
     assert!(request(address, "/healthz").ends_with("\r\n\r\nok\n"));
+    let mut shard = health.part("shard 1");
+    assert!(request(address, "/readyz").starts_with("HTTP/1.1 200"));
+    shard.set(Some("no link to the sequencer"));
+    assert!(request(address, "/healthz").ends_with("\r\n\r\nok\n"), "it lives");
+    let unready = request(address, "/readyz");
+    assert!(unready.starts_with("HTTP/1.1 503"), "{unready}");
+    assert!(unready.ends_with("\r\n\r\nshard 1: no link to the sequencer\n"), "{unready}");
+    shard.set(None);
+    assert!(request(address, "/readyz").ends_with("\r\n\r\nok\n"));
+    health.part("").set(Some("draining"));
+    assert!(request(address, "/readyz").ends_with("\r\n\r\ndraining\n"));
     let page = request(address, "/metrics");
     assert!(page.contains("text/plain; version=0.0.4"));
     assert!(page.contains("\naldis_connections 7\n"));

@@ -16,6 +16,12 @@ pub struct ConfigurationFile {
     pub edge: EdgeSettings,
     pub sequencer: SequencerSettings,
     pub store: StoreSettings,
+    /// Its path, if there is a file.
+    #[serde(skip)]
+    pub name: Option<String>,
+    /// All of it, as it stands there.
+    #[serde(skip)]
+    pub raw: toml::Table,
 }
 
 impl ConfigurationFile {
@@ -32,11 +38,14 @@ impl ConfigurationFile {
 
     /// `name` is the file's, for errors, which say the line and the key.
     pub fn parse(name: &str, text: &str) -> Result<ConfigurationFile, Usage> {
-        toml::from_str(text).map_err(|error| {
+        let refuse = |error: toml::de::Error| {
             let start = error.span().map_or(0, |span| span.start);
             let line =
                 1 + text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count();
             Usage(format!("{name}, line {line}: {}", error.message()))
-        })
+        };
+        let file: ConfigurationFile = toml::from_str(text).map_err(refuse)?;
+        let raw = toml::from_str(text).map_err(refuse)?;
+        Ok(ConfigurationFile { name: Some(name.to_owned()), raw, ..file })
     }
 }

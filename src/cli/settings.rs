@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::thread;
 
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::failure::Usage;
 use super::identity::IdentitySettings;
@@ -24,15 +24,17 @@ use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
 
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
+/// Any free port, for nobody but this machine.
+const ANY_LOOPBACK: Endpoint = Endpoint(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 /// A secret that is shorter can be guessed.
 const SECRET_SIZE_MIN: usize = 32;
 
 /// An address and port. A name is looked up once, when it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Endpoint(pub SocketAddr);
 
-#[derive(Args, Debug, Default, Deserialize)]
+#[derive(Args, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct UpSettings {
     /// The one address for browsers and clients. Default: 127.0.0.1:8080
@@ -72,9 +74,18 @@ pub struct UpSettings {
     #[arg(long, env = "ALDIS_UP_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Where /healthz, /readyz and /metrics of `up` itself are served. Default: 127.0.0.1, any free
+    /// port
+    #[arg(long, env = "ALDIS_UP_ADMIN", value_name = "ADDR")]
+    admin: Option<Endpoint>,
+    /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
+    /// says that the process could not start with it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
 }
 
-#[derive(Args, Debug, Default, Deserialize)]
+#[derive(Args, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct EdgeSettings {
     /// Where clients connect.
@@ -89,10 +100,10 @@ pub struct EdgeSettings {
     /// Threads. Default: one per processor
     #[arg(long, env = "ALDIS_EDGE_SHARDS", value_name = "N")]
     shards: Option<usize>,
-    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    /// Where /healthz, /readyz and /metrics are served. Default: 127.0.0.1, any free port
     #[arg(long, env = "ALDIS_EDGE_ADMIN", value_name = "ADDR")]
     admin: Option<Endpoint>,
-    /// A file that will hold the address of /healthz and /metrics.
+    /// A file that will hold that address.
     #[arg(long, env = "ALDIS_EDGE_ADMIN_FILE", value_name = "FILE")]
     admin_file: Option<PathBuf>,
     /// Unlike that of any other edge. Default: edge-1
@@ -131,9 +142,14 @@ pub struct EdgeSettings {
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
+    /// says that the process could not start with it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
 }
 
-#[derive(Args, Debug, Default, Deserialize)]
+#[derive(Args, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct SequencerSettings {
     /// Where edges link to.
@@ -145,18 +161,23 @@ pub struct SequencerSettings {
     /// A file with the secret that all processes share: at least 32 characters.
     #[arg(long, env = "ALDIS_SEQUENCER_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    /// Where /healthz, /readyz and /metrics are served. Default: 127.0.0.1, any free port
     #[arg(long, env = "ALDIS_SEQUENCER_ADMIN", value_name = "ADDR")]
     admin: Option<Endpoint>,
-    /// A file that will hold the address of /healthz and /metrics.
+    /// A file that will hold that address.
     #[arg(long, env = "ALDIS_SEQUENCER_ADMIN_FILE", value_name = "FILE")]
     admin_file: Option<PathBuf>,
     /// Default: sequencer-1
     #[arg(long, env = "ALDIS_SEQUENCER_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
+    /// says that the process could not start with it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
 }
 
-#[derive(Args, Debug, Default, Deserialize)]
+#[derive(Args, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct StoreSettings {
     /// Where the log and its index are kept; made if it is not there.
@@ -168,15 +189,20 @@ pub struct StoreSettings {
     /// A file with the secret that all processes share: at least 32 characters.
     #[arg(long, env = "ALDIS_STORE_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Where /healthz and /metrics are served. Default: 127.0.0.1, any free port
+    /// Where /healthz, /readyz and /metrics are served. Default: 127.0.0.1, any free port
     #[arg(long, env = "ALDIS_STORE_ADMIN", value_name = "ADDR")]
     admin: Option<Endpoint>,
-    /// A file that will hold the address of /healthz and /metrics.
+    /// A file that will hold that address.
     #[arg(long, env = "ALDIS_STORE_ADMIN_FILE", value_name = "FILE")]
     admin_file: Option<PathBuf>,
     /// Default: store-1
     #[arg(long, env = "ALDIS_STORE_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
+    /// says that the process could not start with it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
 }
 
 #[derive(Args, Debug)]
@@ -241,6 +267,20 @@ impl UpSettings {
             host: first_given(self.host, file.host),
             origin: first_given(self.origin, file.origin),
             deflate: self.deflate.or(file.deflate),
+            admin: self.admin.or(file.admin),
+            print_config: self.print_config,
+        }
+    }
+
+    /// With what it runs when nobody says otherwise. What is left out is for the edge to decide.
+    pub fn filled(self) -> UpSettings {
+        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+        UpSettings {
+            listen: self.listen.or(Some(Endpoint(loopback))),
+            data: self.data.or_else(|| Some(PathBuf::from("./aldis-data"))),
+            auth: self.auth.or_else(|| Some("dev".to_owned())),
+            admin: self.admin.or(Some(ANY_LOOPBACK)),
+            ..self
         }
     }
 
@@ -250,10 +290,9 @@ impl UpSettings {
         config: Option<PathBuf>,
         log: Option<String>,
     ) -> Result<UpOptions, Usage> {
-        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-        let listen = self.listen.map_or(loopback, |endpoint| endpoint.0);
+        let listen = needed(self.listen, "up", "listen")?.0;
         let identity = IdentitySettings {
-            auth: self.auth.unwrap_or_else(|| "dev".to_owned()),
+            auth: needed(self.auth, "up", "auth")?,
             jwt_keys: self.jwt_key,
             jwks: self.jwks,
             issuer: self.jwt_issuer,
@@ -264,7 +303,8 @@ impl UpSettings {
         let shards = self.shards.map(check_shards).transpose()?;
         Ok(UpOptions {
             listen,
-            data: self.data.unwrap_or_else(|| PathBuf::from("./aldis-data")),
+            data: needed(self.data, "up", "data")?,
+            admin: needed(self.admin, "up", "admin")?.0,
             shards,
             identity,
             hosts: self.host,
@@ -297,6 +337,20 @@ impl EdgeSettings {
             control: self.control.or(file.control),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
             deflate: self.deflate.or(file.deflate),
+            print_config: self.print_config,
+        }
+    }
+
+    /// With what it runs when nobody says otherwise.
+    pub fn filled(self) -> EdgeSettings {
+        let processors = || thread::available_parallelism().map_or(1, usize::from);
+        EdgeSettings {
+            shards: self.shards.or_else(|| Some(processors())),
+            admin: self.admin.or(Some(ANY_LOOPBACK)),
+            name: self.name.or_else(|| Some("edge-1".to_owned())),
+            heartbeat_ms: self.heartbeat_ms.or(Some(HEARTBEAT_MS_DEFAULT)),
+            deflate: self.deflate.or(Some(false)),
+            ..self
         }
     }
 
@@ -310,12 +364,9 @@ impl EdgeSettings {
             audience: self.jwt_audience,
         };
         let auth = identity.auth(listen)?;
-        let shards = match self.shards {
-            Some(shards) => check_shards(shards)?,
-            None => thread::available_parallelism().map_or(1, usize::from),
-        };
+        let shards = check_shards(needed(self.shards, "edge", "shards")?)?;
         Ok(EdgeOptions {
-            name: self.name.unwrap_or_else(|| "edge-1".to_owned()),
+            name: needed(self.name, "edge", "name")?,
             listen,
             sequencer: needed(self.sequencer, "edge", "sequencer")?.0,
             secret: read_secret(&needed(self.secret_file, "edge", "secret-file")?)?,
@@ -324,9 +375,9 @@ impl EdgeSettings {
             hosts: self.host,
             origins: self.origin,
             control: self.control,
-            heartbeat_ms: check_heartbeat(self.heartbeat_ms.unwrap_or(HEARTBEAT_MS_DEFAULT))?,
-            deflate: self.deflate.unwrap_or(false),
-            admin: admin_options(self.admin, self.admin_file),
+            heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
+            deflate: needed(self.deflate, "edge", "deflate")?,
+            admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
     }
 }
@@ -341,16 +392,26 @@ impl SequencerSettings {
             admin: self.admin.or(file.admin),
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
+            print_config: self.print_config,
+        }
+    }
+
+    /// With what it runs when nobody says otherwise.
+    pub fn filled(self) -> SequencerSettings {
+        SequencerSettings {
+            admin: self.admin.or(Some(ANY_LOOPBACK)),
+            name: self.name.or_else(|| Some("sequencer-1".to_owned())),
+            ..self
         }
     }
 
     pub fn into_options(self) -> Result<SequencerOptions, Usage> {
         Ok(SequencerOptions {
-            name: self.name.unwrap_or_else(|| "sequencer-1".to_owned()),
+            name: needed(self.name, "sequencer", "name")?,
             listen: needed(self.listen, "sequencer", "listen")?.0,
             store: needed(self.store, "sequencer", "store")?.0,
             secret: read_secret(&needed(self.secret_file, "sequencer", "secret-file")?)?,
-            admin: admin_options(self.admin, self.admin_file),
+            admin: admin_options(needed(self.admin, "sequencer", "admin")?, self.admin_file),
         })
     }
 }
@@ -365,16 +426,26 @@ impl StoreSettings {
             admin: self.admin.or(file.admin),
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
+            print_config: self.print_config,
+        }
+    }
+
+    /// With what it runs when nobody says otherwise.
+    pub fn filled(self) -> StoreSettings {
+        StoreSettings {
+            admin: self.admin.or(Some(ANY_LOOPBACK)),
+            name: self.name.or_else(|| Some("store-1".to_owned())),
+            ..self
         }
     }
 
     pub fn into_options(self) -> Result<StoreOptions, Usage> {
         Ok(StoreOptions {
-            name: self.name.unwrap_or_else(|| "store-1".to_owned()),
+            name: needed(self.name, "store", "name")?,
             data: needed(self.data, "store", "data")?,
             listen: needed(self.listen, "store", "listen")?.0,
             secret: read_secret(&needed(self.secret_file, "store", "secret-file")?)?,
-            admin: admin_options(self.admin, self.admin_file),
+            admin: admin_options(needed(self.admin, "store", "admin")?, self.admin_file),
         })
     }
 }
@@ -396,6 +467,12 @@ impl FromStr for Endpoint {
             .map_err(|error| format!("{text:?} is not an address ({error}); {hint}"))?;
         let first = addresses.next();
         first.map(Endpoint).ok_or_else(|| format!("{text:?} has no address; {hint}"))
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> String {
+        endpoint.0.to_string()
     }
 }
 
@@ -421,12 +498,11 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
     })
 }
 
-fn admin_options(address: Option<Endpoint>, file: Option<PathBuf>) -> AdminOptions {
-    let any_loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    AdminOptions { address: address.map_or(any_loopback, |endpoint| endpoint.0), file }
+fn admin_options(address: Endpoint, file: Option<PathBuf>) -> AdminOptions {
+    AdminOptions { address: address.0, file }
 }
 
-fn check_shards(shards: usize) -> Result<usize, Usage> {
+pub fn check_shards(shards: usize) -> Result<usize, Usage> {
     if (1..=SHARD_COUNT_MAX).contains(&shards) {
         return Ok(shards);
     }

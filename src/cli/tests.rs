@@ -31,7 +31,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     );
     let file = ConfigurationFile::parse("aldis.toml", &file).unwrap().edge;
     let flags = edge_settings(&["--listen", "127.0.0.1:9", "--host", "b.local", "--host", "c"]);
-    let options = flags.over(file).into_options().unwrap();
+    let options = flags.over(file).filled().into_options().unwrap();
     assert_eq!(options.listen.port(), 9);
     assert_eq!(options.sequencer.port(), 2);
     assert_eq!(options.shards, 3);
@@ -61,24 +61,23 @@ fn compression_is_off_unless_it_is_turned_on() {
         (&["--deflate=false"], "deflate = true", false),
         (&[], "deflate = true", true),
     ] {
-        let options = edge_settings(flags).over(file(line)).into_options().unwrap();
+        let options = edge_settings(flags).over(file(line)).filled().into_options().unwrap();
         assert_eq!(options.deflate, expected, "{flags:?} {line}");
     }
 }
 
 #[test]
 fn every_flag_can_come_from_the_environment() {
-    use clap::CommandFactory;
     for process in CommandLine::command().get_subcommands() {
         let name = process.get_name().to_uppercase();
-        if ["ECHO", "HELP", "TOKEN", "REPAIR"].contains(&name.as_str()) {
+        if !["UP", "EDGE", "SEQUENCER", "STORE"].contains(&name.as_str()) {
             continue;
         }
         for argument in process.get_arguments() {
             let Some(long) = argument.get_long() else {
                 continue;
             };
-            if ["help", "config", "log"].contains(&long) {
+            if ["help", "config", "log", "print-config"].contains(&long) {
                 continue;
             }
             let expected = format!("ALDIS_{name}_{}", long.to_uppercase().replace('-', "_"));
@@ -106,15 +105,15 @@ fn a_wrong_address_in_the_file_is_named_with_its_line() {
 #[test]
 fn development_identity_is_refused_where_others_can_connect() {
     let flags = ["--listen", "0.0.0.0:8080", "--auth", "dev"];
-    let error = edge_settings(&flags).into_options().err().unwrap();
+    let error = edge_settings(&flags).filled().into_options().err().unwrap();
     assert!(error.0.contains("refused on 0.0.0.0:8080"), "{error}");
-    let up = UpSettings::default().into_options(None, None).unwrap();
+    let up = UpSettings::default().filled().into_options(None, None).unwrap();
     assert_eq!(up.listen.to_string(), "127.0.0.1:8080");
 }
 
 #[test]
 fn what_is_missing_is_asked_for_by_all_its_names() {
-    let error = edge_settings(&[]).into_options().err().unwrap();
+    let error = edge_settings(&[]).filled().into_options().err().unwrap();
     for name in ["--listen", "ALDIS_EDGE_LISTEN", "`listen` in [edge]"] {
         assert!(error.0.contains(name), "{error}");
     }
@@ -128,7 +127,7 @@ fn a_short_secret_and_no_shards_are_refused() {
     let all = ["--listen", "[::1]:1", "--sequencer", "localhost:2", "--auth", "dev"];
     let with = |more: &[&str]| {
         let flags = [&all[..], more].concat();
-        edge_settings(&flags).into_options().err().unwrap().0
+        edge_settings(&flags).filled().into_options().err().unwrap().0
     };
     assert!(with(&["--secret-file", path]).contains("has 5 characters"));
     assert!(with(&["--shards", "0"]).starts_with("--shards 0: it must be 1 to"));
@@ -141,4 +140,40 @@ fn usage_errors_exit_with_2_and_help_with_0() {
     let help = CommandLine::try_parse_from(["aldis", "--help"]).err().unwrap();
     assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
     assert!(help.to_string().contains("Exit codes:"));
+}
+
+/// What `--print-config` shows of an edge that was told `flags` and has `file`.
+fn printed(flags: &[&str], file: &ConfigurationFile) -> String {
+    let mut line = vec!["aldis", "edge", "--print-config"];
+    line.extend(flags);
+    let matches = CommandLine::command().try_get_matches_from(line).unwrap();
+    let command_line = CommandLine::from_arg_matches(&matches).unwrap();
+    let shown = effective(&command_line.command, &matches, file).expect("it is asked for");
+    let Command::Edge(flags) = command_line.command else { unreachable!("it is edge") };
+    let path = "a.toml".to_owned();
+    let file = ConfigurationFile::parse(&path, &toml::to_string(&file.raw).unwrap()).unwrap();
+    shown.text(&toml::Table::try_from(flags.over(file.edge).filled()).unwrap())
+}
+
+#[test]
+fn what_is_printed_says_where_it_is_from_and_means_the_same() {
+    let text = "[edge]\nsequencer = \"127.0.0.1:2\"\nhost = [\"a\", \"b\"]\n";
+    let file = ConfigurationFile::parse("/etc/a.toml", text).unwrap();
+    let printed_once = printed(&["--listen", "[::1]:9", "--deflate"], &file);
+    for line in [
+        "[edge]",
+        "listen = \"[::1]:9\"  # --listen",
+        "sequencer = \"127.0.0.1:2\"  # /etc/a.toml",
+        "host = [\"a\", \"b\"]  # /etc/a.toml",
+        "deflate = true  # --deflate",
+        "name = \"edge-1\"  # default",
+        "heartbeat-ms = 30000  # default",
+        "# jwks is not set",
+        "# jwt-key is not set",
+    ] {
+        assert!(printed_once.lines().any(|printed| printed == line), "{line}: {printed_once}");
+    }
+    let again = ConfigurationFile::parse("b.toml", &printed_once).unwrap();
+    let values = |text: &str| text.parse::<toml::Table>().unwrap();
+    assert_eq!(values(&printed(&[], &again)), values(&printed_once));
 }

@@ -94,7 +94,8 @@ impl TokenSettings {
     }
 }
 
-fn seconds(text: &str) -> Option<u64> {
+/// `90s`, `30m`, `12h`, `7d`.
+pub fn seconds(text: &str) -> Option<u64> {
     let digits_end = text.find(|character: char| !character.is_ascii_digit())?;
     let (count, unit) = text.split_at(digits_end);
     let unit_s = match unit {

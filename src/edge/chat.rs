@@ -18,6 +18,8 @@ use crate::ring::{Completion, Ring};
 
 /// The longest a turn waits when nothing is due.
 const WAIT_US_MAX: u64 = 100_000;
+/// An operation that is unanswered for so long says that no operation is answered.
+const UNREADY_US: u64 = 2_000_000;
 
 /// What one shard's chat is made of.
 pub struct ChatOptions {
@@ -96,6 +98,18 @@ impl Chat {
     /// Whether the sequencer has been there since the start.
     pub fn is_linked(&self) -> bool {
         self.linked
+    }
+
+    /// Why clients had better go to another edge just now.
+    pub fn unready(&self) -> Option<&'static str> {
+        if self.router.is_draining() {
+            return Some("draining");
+        }
+        if !self.links.is_reachable(self.sequencer) {
+            return Some("no link to the sequencer");
+        }
+        let is_stuck = self.router.longest_wait_us(self.now_us) > UNREADY_US;
+        is_stuck.then_some("the sequencer has not answered for 2 s; does its store run?")
     }
 
     /// Tells every client when to come back, evenly over `spread_ms`.

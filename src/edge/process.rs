@@ -16,7 +16,7 @@ use super::router;
 use super::shard::Shard;
 use super::site::Site;
 use super::ticket::Tickets;
-use crate::admin::{Health, Registry};
+use crate::admin::{Health, Part, Registry};
 use crate::clock::Now;
 use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
@@ -31,6 +31,19 @@ const RECONNECTS_PER_S: u64 = 2_000;
 const DRAIN_MS_MAX: u64 = 8_000;
 
 const _: () = assert!(router::SLOW_SIZE + SERVER_FRAME_SIZE_MAX < QUEUE_SIZE_MAX);
+
+/// What a shard tells the admin page.
+struct Told {
+    metrics: Metrics,
+    part: Part,
+}
+
+impl Told {
+    fn publish(&mut self, shard: &Shard<KernelRing, Chat>) {
+        self.metrics.publish(shard);
+        self.part.set(shard.application().unready());
+    }
+}
 
 /// Serves clients until SIGTERM, which drains.
 pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
@@ -47,6 +60,7 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
     for (index, listener) in listeners.into_iter().enumerate() {
         let (options, stop, metrics) = (options.clone(), stop.clone(), Metrics::new(&registry));
         let (health, links) = (health.clone(), Arc::clone(&links));
+        let part = health.part(format!("shard {index}"));
         let identities = identities.clone();
         let work = move || {
             let all = options.shards;
@@ -56,7 +70,8 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
                     tracing::info!("edge serves");
                 }
             };
-            run_shard(index, &listener, &options, identities, &stop, metrics, linked)
+            let told = Told { metrics, part };
+            run_shard(index, &listener, &options, identities, &stop, told, linked)
         };
         shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
     }
@@ -84,7 +99,7 @@ fn run_shard(
     options: &EdgeOptions,
     identities: Identities,
     stop: &StopFlag,
-    mut metrics: Metrics,
+    mut told: Told,
     linked: impl FnOnce(),
 ) -> anyhow::Result<()> {
     let ring = KernelRing::new(RingOptions { sockets: 1 << 20, ..RingOptions::default() })?;
@@ -115,9 +130,9 @@ fn run_shard(
         {
             linked();
         }
-        metrics.publish(&shard);
+        told.publish(&shard);
     }
-    drain(&mut shard, &mut metrics);
+    drain(&mut shard, &mut told);
     Ok(())
 }
 
@@ -148,16 +163,17 @@ fn site(options: &EdgeOptions, identities: Identities) -> anyhow::Result<Site> {
 
 /// Says `goaway` to every client, lets the answers under way arrive, and ends. Meanwhile newcomers
 /// are accepted and answered 503, which is better than silence.
-fn drain(shard: &mut Shard<KernelRing, Chat>, metrics: &mut Metrics) {
+fn drain(shard: &mut Shard<KernelRing, Chat>, told: &mut Told) {
     let now = Now::read();
     let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
     let (chat, _, connections) = shard.parts();
     chat.drain(now, spread_ms, connections);
+    told.publish(shard);
     while shard.connection_count() > 0
         && Now::read().monotonic_ms() < now.monotonic_ms() + DRAIN_MS_MAX
     {
         shard.turn(&mut Now::read);
-        metrics.publish(shard);
+        told.publish(shard);
     }
     // Whoever is left, newcomers that were answered 503 included, has what is queued by now.
     shard.begin_stop();

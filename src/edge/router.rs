@@ -130,6 +130,12 @@ impl Router {
         }
     }
 
+    /// How long the oldest unanswered request has waited.
+    pub fn longest_wait_us(&self, now_us: u64) -> u64 {
+        let oldest = self.requests.oldest_asked_at_us();
+        oldest.map_or(0, |asked_at_us| now_us.saturating_sub(asked_at_us))
+    }
+
     pub fn counters(&self) -> &Counters {
         &self.counters
     }

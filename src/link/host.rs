@@ -117,6 +117,11 @@ impl Links {
         self.peers[peer.0 as usize].session.is_some()
     }
 
+    /// Whether what is said to the peer reaches it just now.
+    pub fn is_reachable(&self, peer: PeerId) -> bool {
+        self.is_up(peer) && self.peers[peer.0 as usize].connection.is_some()
+    }
+
     /// Cuts the connection and ends the session: the peer broke the protocol, or fell too far
     /// behind.
     pub fn end<R: Ring>(&mut self, peer: PeerId, ring: &mut R) {

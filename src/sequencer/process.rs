@@ -43,6 +43,11 @@ impl<R: Ring> Process<R> {
         Process { ring, links, logic, completions: Vec::new() }
     }
 
+    /// Why nothing becomes durable just now.
+    pub fn unready(&self) -> Option<&'static str> {
+        (!self.links.is_reachable(self.logic.store)).then_some("the store is not there")
+    }
+
     /// Submits and waits until something happens or is due.
     pub fn wait(&mut self) {
         let wait_us = self.links.wait_us(WAIT_US_MAX).min(self.logic.wait_us(WAIT_US_MAX));
@@ -98,6 +103,7 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     );
     tracing::info!(listen = %options.listen, store = %options.store, "sequencer starts");
     health.set_failing("no epoch yet: the store has not answered");
+    let (mut whole, mut link) = (health.part(""), health.part("link to the store"));
     let mut served = false;
     while !stop.is_raised() {
         process.wait();
@@ -110,8 +116,10 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
             health.set_ok();
             tracing::info!("sequencer serves");
         }
+        link.set(process.unready());
         metrics.publish(&process.logic, &process.links.counters, now.monotonic_us);
     }
+    whole.set(Some("ending"));
     tracing::info!("sequencer ends");
     Ok(())
 }

@@ -12,10 +12,10 @@ pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
 pub use event::Waker;
 pub(crate) use event::drain_event;
 pub use process::{
-    die_with_parent, open_files_limit, raise_open_files_limit, resident_size, try_lock,
+    die_with_parent, is_unread, open_files_limit, raise_open_files_limit, resident_size, try_lock,
 };
 pub use signal::{ignore_file_size_signal, terminate};
-pub use start::{StopFlag, patiently, random_u64, stop_flag};
+pub use start::{StopFlag, impatient_stop_flag, patiently, random_u64, stop_flag};
 
 /// Open flag: past the page cache. For files that are written in whole aligned blocks.
 pub const OPEN_DIRECT: i32 = libc::O_DIRECT;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -72,6 +72,14 @@ pub fn resident_size() -> io::Result<u64> {
     }
 }
 
+/// Whether `output` is a pipe or socket whose other end is closed: nobody will read it any more.
+pub fn is_unread(output: BorrowedFd<'_>) -> bool {
+    let mut asked = libc::pollfd { fd: output.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: the pointer is to one live structure, which is what the count says.
+    let count = unsafe { libc::poll(&mut asked, 1, 0) };
+    count > 0 && asked.revents & (libc::POLLERR | libc::POLLNVAL) != 0
+}
+
 fn open_files() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live structure of the type that the call fills.
@@ -83,6 +91,8 @@ fn open_files() -> io::Result<libc::rlimit> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -103,6 +113,15 @@ mod tests {
         let raised = raise_open_files_limit().expect("raising to the hard limit is allowed");
         assert!(raised >= before && open_files_limit().expect("getrlimit works") == raised);
         assert!(resident_size().expect("/proc is there") > 100_000);
+    }
+
+    #[test]
+    fn a_pipe_is_unread_once_its_reader_is_gone() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        assert!(!is_unread(writer.as_fd()));
+        drop(reader);
+        assert!(is_unread(writer.as_fd()));
+        assert!(!is_unread(tempfile::tempfile().expect("a file").as_fd()));
     }
 
     #[test]

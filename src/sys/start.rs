@@ -11,6 +11,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 /// successor waits for them this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a sleeper looks at the flag.
+const LOOK: Duration = Duration::from_millis(50);
+/// What a shell shows for a command that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
 /// Raised by SIGTERM or SIGINT; the loops look at it once a turn.
 #[derive(Clone)]
 pub struct StopFlag {
@@ -21,12 +26,36 @@ impl StopFlag {
     pub fn is_raised(&self) -> bool {
         self.raised.load(Ordering::Relaxed)
     }
+
+    /// Sleeps for `pause`, or until it is raised.
+    pub fn sleep(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        while !self.is_raised() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
 }
 
 /// From now on SIGTERM and SIGINT raise the flag, and do nothing else.
 pub fn stop_flag() -> io::Result<StopFlag> {
     let raised = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&raised))?;
+    }
+    Ok(StopFlag { raised })
+}
+
+/// As [`stop_flag`], for a command that a person waits for: the second signal ends it at once.
+pub fn impatient_stop_flag() -> io::Result<StopFlag> {
+    let raised = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // Before the flag is raised by the same signal.
+        let seen = Arc::clone(&raised);
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, seen)?;
         signal_hook::flag::register(signal, Arc::clone(&raised))?;
     }
     Ok(StopFlag { raised })

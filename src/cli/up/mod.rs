@@ -16,7 +16,10 @@ mod welcome;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context;
+
 use super::identity::IdentitySettings;
+use crate::admin::{AdminOptions, Health, Registry};
 use child::Plan;
 use directory::DataDirectory;
 use supervisor::Supervisor;
@@ -32,6 +35,8 @@ pub struct UpOptions {
     pub origins: Vec<String>,
     /// `None`: the edge decides.
     pub deflate: Option<bool>,
+    /// Of `up` itself; also told in the directory, like those of the children.
+    pub admin: SocketAddr,
     /// Handed on to the children.
     pub config: Option<PathBuf>,
     /// Handed on to the children.
@@ -43,6 +48,10 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
     let directory = DataDirectory::open(&options.data)?;
     let listen = ports::probe(options.listen, directory.existed())?;
     let [store_link, sequencer_link] = ports::choose_link_ports(listen)?;
+    let (health, registry) = (Health::starting(), Registry::new("up"));
+    let file = Some(directory::admin_path(&options.data, "up"));
+    let admin = AdminOptions { address: options.admin, file };
+    admin.open(&registry, &health).context("opening the admin page")?;
     let (events, inbox) = supervisor::channel()?;
     let control = control::open(&directory.control_path(), events.clone());
     let plan = Plan {
@@ -61,6 +70,6 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         log: options.log,
     };
     tracing::info!(data = %options.data.display(), %listen, "starting store, sequencer and edge");
-    Supervisor::new(plan, events, inbox).run()
+    Supervisor::new(plan, events, inbox, health, &registry).run()
     // `directory` is dropped here and with it the lock: no child outlives it.
 }

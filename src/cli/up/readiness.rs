@@ -1,4 +1,4 @@
-//! Finds out when a child is ready: its admin address appears in its file, and `/healthz` is 200.
+//! Finds out whether a child is ready: its admin address appears in its file, and `/readyz` is 200.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -12,32 +12,45 @@ use std::time::Duration;
 
 use super::child::Role;
 use super::supervisor::Event;
+use crate::admin::Part;
 
 const POLL_PAUSE: Duration = Duration::from_millis(20);
+/// Once a child was ready, how often it is asked whether it still is.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 const REQUEST_PATIENCE: Duration = Duration::from_millis(500);
 /// More than the head and the word that we look for.
 const ANSWER_SIZE_MAX: u64 = 4 * 1024;
 
-/// One life of a child that is to be watched until it is ready.
+/// One life of a child that is to be watched.
 pub struct Watch {
     pub role: Role,
     pub life: u64,
     /// The life that the supervisor is at; the watch ends when it moves on.
     pub current_life: Arc<AtomicU64>,
     pub admin_file: PathBuf,
+    /// Where `up` says that it is not ready.
+    pub part: Part,
 }
 
 impl Watch {
-    /// Watches on a thread of its own and says [`Event::Ready`] once.
-    pub fn start(self, events: Sender<Event>) {
+    /// Watches on a thread of its own, and says [`Event::Ready`] once.
+    pub fn start(mut self, events: Sender<Event>) {
+        self.part.set(Some("starting"));
         thread::spawn(move || {
+            let mut was_ready = false;
             while self.current_life.load(Ordering::Relaxed) == self.life {
-                if is_ready(&self.admin_file) {
+                let is_ready = is_ready(&self.admin_file);
+                if is_ready && !was_ready {
+                    was_ready = true;
                     let (role, life) = (self.role, self.life);
                     let _ = events.send(Event::Ready { role, life });
-                    return;
                 }
-                thread::sleep(POLL_PAUSE);
+                self.part.set(match (is_ready, was_ready) {
+                    (true, _) => None,
+                    (false, false) => Some("starting"),
+                    (false, true) => Some("not ready; its own /readyz says why"),
+                });
+                thread::sleep(if was_ready { LOOK_PAUSE } else { POLL_PAUSE });
             }
         });
     }
@@ -50,13 +63,13 @@ fn is_ready(admin_file: &Path) -> bool {
     let Ok(address) = text.trim_end().parse() else {
         return false;
     };
-    health(address).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    ask(address).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
 }
 
-fn health(address: SocketAddr) -> io::Result<String> {
+fn ask(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, REQUEST_PATIENCE)?;
     stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_SIZE_MAX).read_to_string(&mut answer)?;
     Ok(answer)
@@ -69,18 +82,34 @@ mod tests {
     use super::*;
     use crate::admin::{AdminOptions, Health, Registry};
 
+    fn watch(life: u64, current: &Arc<AtomicU64>, admin_file: &Path, of: &Health) -> Watch {
+        Watch {
+            role: Role::Store,
+            life,
+            current_life: Arc::clone(current),
+            admin_file: admin_file.to_owned(),
+            part: of.part("store"),
+        }
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !what() {
+            assert!(std::time::Instant::now() < deadline, "it did not happen in time");
+            thread::sleep(POLL_PAUSE);
+        }
+    }
+
     #[test]
     fn ready_is_said_once_the_page_says_ok() {
         let folder = tempfile::tempdir().unwrap();
         let admin_file = folder.path().join("store.admin");
         let (events, inbox) = mpsc::channel();
-        let watch = Watch {
-            role: Role::Store,
-            life: 7,
-            current_life: Arc::new(AtomicU64::new(7)),
-            admin_file: admin_file.clone(),
-        };
-        watch.start(events);
+        let all = Health::starting();
+        all.set_ok();
+        let life = Arc::new(AtomicU64::new(7));
+        watch(7, &life, &admin_file, &all).start(events);
+        assert_eq!(all.unready().as_deref(), Some("store: starting"));
         let health = Health::starting();
         let options =
             AdminOptions { address: "127.0.0.1:0".parse().unwrap(), file: Some(admin_file) };
@@ -89,18 +118,21 @@ mod tests {
         health.set_ok();
         let event = inbox.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(matches!(event, Event::Ready { role: Role::Store, life: 7 }));
+        wait_for(|| all.unready().is_none());
+        let mut link = health.part("link");
+        link.set(Some("down"));
+        wait_for(|| all.unready().is_some_and(|reason| reason.starts_with("store: not ready")));
+        link.set(None);
+        wait_for(|| all.unready().is_none());
+        life.store(8, Ordering::Relaxed);
+        assert!(inbox.recv().is_err(), "it is said once, and the watch ends");
     }
 
     #[test]
     fn a_watch_ends_with_the_life_it_watches() {
         let (events, inbox) = mpsc::channel();
-        let watch = Watch {
-            role: Role::Edge,
-            life: 1,
-            current_life: Arc::new(AtomicU64::new(2)),
-            admin_file: PathBuf::from("absent"),
-        };
-        watch.start(events);
+        let life = Arc::new(AtomicU64::new(2));
+        watch(1, &life, Path::new("absent"), &Health::starting()).start(events);
         let end = inbox.recv_timeout(Duration::from_secs(10)).unwrap_err();
         assert_eq!(end, mpsc::RecvTimeoutError::Disconnected);
     }

@@ -19,6 +19,7 @@ use super::child::{self, Plan, ROLES, Role};
 use super::readiness::Watch;
 use super::restart::{Restart, Verdict};
 use super::welcome;
+use crate::admin::{Counter, Health, Part, Registry};
 use crate::cli::failure::{CODE_USAGE, Usage};
 use crate::sys;
 
@@ -49,6 +50,8 @@ pub struct Supervisor {
     children: Vec<Supervised>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
+    health: Health,
+    ending: Part,
     welcomed: bool,
 }
 
@@ -59,6 +62,7 @@ struct Supervised {
     start_at: Option<Instant>,
     ready_at: Option<Instant>,
     restart: Restart,
+    restarts: Counter,
     /// Counts the lives; shared with the watch for readiness.
     life: Arc<AtomicU64>,
 }
@@ -93,12 +97,21 @@ pub fn channel() -> io::Result<(Sender<Event>, Receiver<Event>)> {
 }
 
 impl Supervisor {
-    pub fn new(plan: Plan, events: Sender<Event>, inbox: Receiver<Event>) -> Supervisor {
+    /// `health` is told which children are ready, `registry` how often each was restarted.
+    pub fn new(
+        plan: Plan,
+        events: Sender<Event>,
+        inbox: Receiver<Event>,
+        health: Health,
+        registry: &Registry,
+    ) -> Supervisor {
         Supervisor {
             plan,
-            children: ROLES.map(Supervised::new).into(),
+            children: ROLES.map(|role| Supervised::new(role, registry)).into(),
             events,
             inbox,
+            ending: health.part(""),
+            health,
             welcomed: false,
         }
     }
@@ -130,7 +143,7 @@ impl Supervisor {
         let now = Instant::now();
         for child in &mut self.children {
             if child.start_at.is_some_and(|start_at| start_at <= now) {
-                child.start(&self.plan, &self.events)?;
+                child.start(&self.plan, &self.events, &self.health)?;
             }
         }
         Ok(())
@@ -161,6 +174,7 @@ impl Supervisor {
         }
         if !self.welcomed && self.children.iter().all(|child| child.ready_at.is_some()) {
             self.welcomed = true;
+            self.health.set_ok();
             let is_development = self.plan.identity.auth == "dev";
             let text = welcome::text(self.plan.listen, &self.plan.directory, is_development);
             let mut output = io::stdout().lock();
@@ -182,6 +196,7 @@ impl Supervisor {
     /// meanwhile kills what is left.
     fn stop(&mut self) {
         tracing::info!("stopping edge, sequencer and store");
+        self.ending.set(Some("ending"));
         for role in ROLES.into_iter().rev() {
             match self.stop_one(role) {
                 Waited::Ended => {}
@@ -237,18 +252,26 @@ impl Supervisor {
 }
 
 impl Supervised {
-    fn new(role: Role) -> Supervised {
+    fn new(role: Role, registry: &Registry) -> Supervised {
+        let (name, help) =
+            ("aldis_child_restarts_total", "Children started again after they ended");
         Supervised {
             role,
             process: None,
             start_at: Some(Instant::now()),
             ready_at: None,
             restart: Restart::default(),
+            restarts: registry.counter_with(name, help, &[("child", role.name())]),
             life: Arc::default(),
         }
     }
 
-    fn start(&mut self, plan: &Plan, events: &Sender<Event>) -> anyhow::Result<()> {
+    fn start(
+        &mut self,
+        plan: &Plan,
+        events: &Sender<Event>,
+        health: &Health,
+    ) -> anyhow::Result<()> {
         let name = self.role.name();
         let admin_file = plan.admin_path(self.role);
         // The address of an earlier life must not be taken for this one's.
@@ -260,7 +283,13 @@ impl Supervised {
         self.start_at = None;
         self.ready_at = None;
         let life = 1 + self.life.fetch_add(1, Ordering::Relaxed);
-        let watch = Watch { role: self.role, life, current_life: self.life.clone(), admin_file };
+        let watch = Watch {
+            role: self.role,
+            life,
+            current_life: self.life.clone(),
+            admin_file,
+            part: health.part(name),
+        };
         watch.start(events.clone());
         Ok(())
     }
@@ -284,6 +313,7 @@ impl Supervised {
             Verdict::StartAfterMs(pause_ms) => {
                 tracing::warn!(child = name, %status, pause_ms, "ended; starting it again");
                 self.ready_at = None;
+                self.restarts.add(1);
                 self.start_at = Some(Instant::now() + Duration::from_millis(pause_ms));
                 Ok(())
             }
@@ -352,7 +382,8 @@ mod tests {
         };
         let (events, inbox) = mpsc::channel();
         send(&events);
-        Supervisor::new(plan, events, inbox).run()
+        let (health, registry) = (Health::starting(), Registry::new("up"));
+        Supervisor::new(plan, events, inbox, health, &registry).run()
     }
 
     /// Written by another process: a file that is open for writing here may be inherited by a child

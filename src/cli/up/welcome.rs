@@ -14,7 +14,7 @@ pub fn text(listen: SocketAddr, data: &Path, is_development: bool) -> String {
         "
 Aldis is running. Everything it keeps is in {data}
 
-{first}  then type this line into alice's; bob's shows it:
+{first}  and type this line into alice's; bob's shows it:
     {{\"t\":\"send\",\"to\":\"bob\",\"id\":\"1\",\"body\":\"hello\"}}
 
   Ctrl-C ends it; `aldis up` on the same directory goes on where it stopped.
@@ -26,11 +26,17 @@ ready
 }
 
 fn by_saying_so(listen: SocketAddr) -> String {
+    let is_default = listen == SocketAddr::from(([127, 0, 0, 1], 8080));
+    let url = if is_default { String::new() } else { format!(" --url ws://{listen}") };
     format!(
         "  In a browser, alice and bob side by side:
     open http://{listen}/
 
-  In two terminals, with websocat:
+  In two terminals:
+    aldis tail --as bob{url}
+    aldis send --as alice --to bob{url} hello
+
+  The same with websocat:
     websocat 'ws://{listen}/v1/connect?user=bob'
     websocat 'ws://{listen}/v1/connect?user=alice'
 "
@@ -59,6 +65,9 @@ mod tests {
         let text = text(listen, Path::new("./aldis-data"), true);
         assert!(text.contains("open http://127.0.0.1:8080/\n"));
         assert!(text.contains("'ws://127.0.0.1:8080/v1/connect?user=alice'"));
+        assert!(text.contains("    aldis send --as alice --to bob hello\n"));
+        let elsewhere = super::text("[::1]:9".parse().unwrap(), Path::new("d"), true);
+        assert!(elsewhere.contains("    aldis tail --as bob --url ws://[::1]:9\n"));
         assert!(text.contains(r#"{"t":"send","to":"bob","id":"1","body":"hello"}"#));
         assert_eq!(text.lines().last(), Some("ready"));
     }

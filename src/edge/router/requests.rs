@@ -59,6 +59,11 @@ impl Requests {
         self.size
     }
 
+    /// When the oldest of them was asked.
+    pub fn oldest_asked_at_us(&self) -> Option<u64> {
+        self.unanswered.first_key_value().map(|(_, request)| request.asked_at_us)
+    }
+
     /// The turn of the request that was asked last.
     pub fn turn_last(&self) -> u64 {
         self.turn_last
