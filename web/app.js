@@ -15,17 +15,29 @@ const PROBE_MS = 40;
 
 async function start() {
   const parameters = new URLSearchParams(location.search);
-  const named = [parameters.get('left') || 'alice', parameters.get('right') || 'bob'];
+  const needsToken = await asksForTokens();
+  const tokens = needsToken ? takeTokens() : [];
+  const named = [
+    parameters.get('left') || userOf(tokens[0]) || 'alice',
+    parameters.get('right') || userOf(tokens[1]) || 'bob',
+  ];
   const [left, right] = named[0] === named[1] ? ['alice', 'bob'] : named;
   const witness = new Witness();
-  const panes = [
-    new Pane({ user: left, peer: right, device: await deviceOf(left), witness }),
-    new Pane({ user: right, peer: left, device: await deviceOf(right), witness }),
+  const sides = [
+    [left, right, tokens[0]],
+    [right, left, tokens[1]],
   ];
+  const panes = [];
+  for (const [user, peer, token] of sides) {
+    const device = await deviceOf(user);
+    panes.push(new Pane({ user, peer, device, witness, needsToken, token }));
+  }
   witness.clients = panes.map((pane) => pane.client);
   document.getElementById('panes').append(...panes.map((pane) => pane.root));
+  const query = `user=${encodeURIComponent(right)}`;
   document.getElementById('here').textContent =
-    `websocat 'ws://${location.host}/v1/connect?user=${encodeURIComponent(right)}'`;
+    `websocat 'ws://${location.host}/v1/connect?${needsToken ? 'token=...' : query}'`;
+  if (needsToken) withoutKills();
   for (const pane of panes) pane.client.goOnline();
   const load = wireLoad(panes);
   wireKills(witness, panes, load);
@@ -36,6 +48,36 @@ async function start() {
     for (const pane of panes) if (pane.client.wanted) pane.client.goOnline();
   });
   setInterval(() => showWitnessed(witness, panes), COUNTERS_MS);
+}
+
+/** The edge says on each of its files how clients prove who they are. */
+async function asksForTokens() {
+  const head = await fetch('/', { method: 'HEAD' }).catch(() => undefined);
+  return head?.headers.get('Aldis-Auth') === 'jwt';
+}
+
+/** `#token=LEFT&token=RIGHT`, which then leaves the address: that is shown, kept and shared. */
+function takeTokens() {
+  const tokens = new URLSearchParams(location.hash.slice(1)).getAll('token');
+  if (tokens.length > 0) history.replaceState(null, '', location.pathname + location.search);
+  return tokens;
+}
+
+/** Whom a token names, if that can be read. Only the edge verifies it. */
+function userOf(token) {
+  try {
+    const claims = token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/');
+    const bytes = Uint8Array.from(atob(claims), (character) => character.charCodeAt(0));
+    return JSON.parse(new TextDecoder().decode(bytes)).sub;
+  } catch {
+    return undefined;
+  }
+}
+
+function withoutKills() {
+  document.querySelector('.kills').hidden = true;
+  const line = document.getElementById('no-kills');
+  line.textContent = line.dataset.tokenText;
 }
 
 /** Both sides write in turn. */

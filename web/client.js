@@ -33,6 +33,11 @@ export function randomHex(size) {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
+/** What can be offered as a subprotocol; a JSON Web Token is. */
+function isToken(text) {
+  return text !== undefined && /^[\w.-]+$/.test(text);
+}
+
 /**
  * The places (seqs) of one conversation that a client knows. `settled` is the last one up to which
  * none is missing: that far it may acknowledge. Only what the server pushed says where that run
@@ -95,9 +100,11 @@ export class Client {
   /**
    * `events`: state(), arrived(message), remembered(message), answered(entry), moved(), mayRead().
    * `outbox`: what an earlier life of this device left unanswered, with its ids.
+   * `needsToken`: the edge believes tokens only. `token`: the one for it, kept here and nowhere else.
    */
-  constructor({ user, peer, device, outbox, events, witness }) {
-    Object.assign(this, { user, peer, device, events, witness });
+  constructor({ user, peer, device, outbox, events, witness, needsToken, token }) {
+    Object.assign(this, { user, peer, device, events, witness, needsToken });
+    this.token = needsToken ? token : undefined;
     this.convo = directName(user, peer);
     // A reloaded page counts from 1 again: its ids must not be those of the page before it.
     this.idPrefix = `${device}-${randomHex(4)}-`;
@@ -131,6 +138,12 @@ export class Client {
     this.drop();
     if (socket) socket.close(1000);
     this.become('offline');
+  }
+
+  /** Another token, after the state `token`. */
+  useToken(token) {
+    this.token = token;
+    this.goOnline();
   }
 
   /** Writes a message; it is kept, and sent again with the same id, until it is answered. */
@@ -171,16 +184,23 @@ export class Client {
   }
 
   connect() {
-    const query = this.ticket
-      ? { ticket: this.ticket }
-      : { user: this.user, device: this.device };
+    const isByToken = this.needsToken && !this.ticket;
+    if (isByToken && !isToken(this.token)) {
+      this.askForToken(this.token ? 'That is no token.' : '');
+      return;
+    }
+    const subprotocols = isByToken ? [SUBPROTOCOL, `bearer.${this.token}`] : [SUBPROTOCOL];
+    let query = { user: this.user, device: this.device };
+    if (this.ticket) query = { ticket: this.ticket };
+    if (isByToken) query = {};
     // Not URLSearchParams: it writes a space as `+`, which is a plus here.
     const parameters = Object.entries(query)
       .map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join('&');
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
     const address = `${scheme}://${location.host}/v1/connect?${parameters}`;
-    const socket = new WebSocket(address, [SUBPROTOCOL]);
+    const socket = new WebSocket(address, subprotocols);
     this.socket = socket;
+    this.isByToken = isByToken;
     this.become('connecting');
     this.watchSilence();
     socket.onmessage = (event) => {
@@ -194,15 +214,32 @@ export class Client {
   }
 
   closed(code) {
-    // A ticket that did not lead to a welcome may have expired; the name is tried next.
+    const mayBeRefused = this.isByToken && !this.isWelcomed;
+    // A ticket that did not lead to a welcome may have expired; name or token are tried next.
     if (!this.isWelcomed) this.ticket = null;
     this.drop();
     if (code === 4001) {
       this.wanted = false;
       this.become('replaced');
+    } else if (this.wanted && mayBeRefused) {
+      this.reconnectUnlessRefused();
     } else if (this.wanted) {
       this.reconnectLater();
     }
+  }
+
+  /** A browser does not say why a WebSocket failed. Where plain HTTP works, it was the token. */
+  async reconnectUnlessRefused() {
+    const isThere = await fetch('/', { method: 'HEAD' }).then(({ ok }) => ok, () => false);
+    if (!this.wanted || this.socket) return;
+    if (isThere) this.askForToken('The server does not accept this token.');
+    else this.reconnectLater();
+  }
+
+  askForToken(problem) {
+    this.token = undefined;
+    this.problem = problem;
+    this.become('token');
   }
 
   drop() {
@@ -266,6 +303,13 @@ export class Client {
   }
 
   welcomed(frame) {
+    if (frame.user !== this.user) {
+      const { socket } = this;
+      this.drop();
+      socket.close(1000);
+      this.askForToken(`That is a token of ${frame.user}.`);
+      return;
+    }
     this.ticket = frame.ticket;
     this.attempt = 0;
     this.isWelcomed = true;

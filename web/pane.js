@@ -18,6 +18,7 @@ const STATES = {
   waiting: 'reconnecting',
   online: 'online',
   replaced: 'opened elsewhere',
+  token: 'needs a token',
 };
 const TICKS = {
   waiting: 'on its way',
@@ -31,7 +32,7 @@ const CLOCK = new Intl.DateTimeFormat([], {
 });
 
 export class Pane {
-  constructor({ user, peer, device, witness }) {
+  constructor({ user, peer, device, witness, needsToken, token }) {
     this.root = document.getElementById('pane').content.firstElementChild.cloneNode(true);
     this.list = this.root.querySelector('.messages');
     this.toggle = this.root.querySelector('.switch input');
@@ -44,7 +45,7 @@ export class Pane {
     this.touchedAt = -Infinity;
     this.unseen = 0;
     this.client = new Client({
-      user, peer, device, witness, outbox: takeOutbox(user), events: this.events(),
+      user, peer, device, witness, needsToken, token, outbox: takeOutbox(user), events: this.events(),
     });
     this.dress(user, peer);
     this.listen();
@@ -68,16 +69,27 @@ export class Pane {
     this.root.querySelector('.avatar').textContent = [...user][0];
     this.root.setAttribute('aria-label', `${user}'s side`);
     this.list.setAttribute('aria-label', `Messages of ${user} and ${peer}`);
-    this.field = this.root.querySelector('.composer textarea');
+    this.composer = this.root.querySelector('.composer:not(.token)');
+    this.tokenForm = this.root.querySelector('.token');
+    this.tokenField = this.tokenForm.querySelector('input');
+    this.tokenField.setAttribute('aria-label', `Token of ${user}`);
+    this.tokenForm.title = `aldis token --jwt-key FILE --user ${user}`;
+    this.field = this.composer.querySelector('textarea');
     this.field.placeholder = `Write to ${peer}`;
     this.field.setAttribute('aria-label', `Message from ${user} to ${peer}`);
     this.toggle.setAttribute('aria-label', `${user} is online`);
   }
 
   listen() {
-    this.root.querySelector('form').addEventListener('submit', (event) => {
+    this.composer.addEventListener('submit', (event) => {
       event.preventDefault();
       this.submit();
+    });
+    this.tokenForm.addEventListener('submit', (event) => {
+      event.preventDefault();
+      const token = this.tokenField.value.trim();
+      this.tokenField.value = '';
+      if (token !== '') this.client.useToken(token);
     });
     this.field.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
@@ -219,6 +231,10 @@ export class Pane {
       this.root.dataset.state = client.state;
       announce(`${client.user} is ${word}`);
     }
+    const asks = client.state === 'token';
+    this.tokenForm.hidden = !asks;
+    this.composer.hidden = asks;
+    this.tokenField.placeholder = `${client.problem || ''} Token of ${client.user}`.trim();
     const line = this.root.querySelector('.status');
     if (line.textContent !== status) line.textContent = status;
     this.toggle.checked = client.wanted;

@@ -80,6 +80,11 @@ impl Door {
         Door { hosts, origins, tickets, identities, counters: DoorCounters::default() }
     }
 
+    /// Whether a client has to prove who it is.
+    pub fn asks_for_tokens(&self) -> bool {
+        matches!(self.identities, Identities::Tokens(_))
+    }
+
     /// Refuses a `Host` that this edge does not serve: a foreign name that was made to resolve to
     /// this address (DNS rebinding) would give its pages our origin.
     pub fn check_host(&self, request: &Request) -> Result<(), Refusal> {

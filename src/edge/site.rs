@@ -12,6 +12,9 @@ pub const CONNECT_PATH: &str = "/v1/connect";
 /// What a page's request must carry to kill: no other site can make a browser send it.
 pub const DEVELOPMENT_FIELD: &str = "x-aldis-dev";
 
+/// How clients prove who they are, so that the page knows whether to ask for tokens.
+pub const AUTH_FIELD: &str = "Aldis-Auth";
+
 /// Nothing but our own files, and WebSockets; nobody frames us.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     img-src 'self' data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; \
@@ -71,7 +74,7 @@ impl Site {
         }
         match request.path.strip_prefix(KILL_PATH) {
             Some(name) if self.has_kill_buttons => self.kill(request, name).map(Answer::Respond),
-            _ => file(request).map(Answer::Respond),
+            _ => file(request, self.door.asks_for_tokens()).map(Answer::Respond),
         }
     }
 
@@ -110,7 +113,7 @@ fn refuse(refusal: Refusal) -> Vec<u8> {
     refusal_response(refusal.status, refusal.code, refusal.message, extra)
 }
 
-fn file(request: &Request) -> Result<Vec<u8>, Refusal> {
+fn file(request: &Request, asks_for_tokens: bool) -> Result<Vec<u8>, Refusal> {
     let name = match request.path {
         "/" => "index.html",
         path => path.strip_prefix('/').ok_or(NOT_FOUND)?,
@@ -124,6 +127,7 @@ fn file(request: &Request) -> Result<Vec<u8>, Refusal> {
     let content_type = format!("{guessed}{}", if is_text { "; charset=utf-8" } else { "" });
     let extra = [
         NO_STORE[0],
+        (AUTH_FIELD, if asks_for_tokens { "jwt" } else { "dev" }),
         ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
         ("X-Content-Type-Options", "nosniff"),
         ("Referrer-Policy", "no-referrer"),

@@ -2,10 +2,13 @@
 // own witness, and what other sites cannot do.
 
 import assert from 'node:assert/strict';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, request } from 'node:http';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import {
-  Aldis, Side, counters, inaccessible, openBrowser, openContext, until,
+  Aldis, Side, counters, inaccessible, openBrowser, openContext, tokenOf, until,
 } from './stage.mjs';
 
 const CHILDREN = ['store', 'sequencer', 'edge'];
@@ -342,6 +345,97 @@ describe('surroundings', () => {
     const kills = CHILDREN.map((child) => `kill -9 ${child}`);
     const head = ['Write 20 messages/s', ...kills];
     assert.deepEqual(names, [...head, ...side('tab', 'key'), ...side('key', 'tab')]);
+    await context.close();
+  });
+});
+
+describe('tokens', () => {
+  let guarded;
+  let folder;
+  let key;
+
+  before(async () => {
+    folder = await mkdtemp(path.join(tmpdir(), 'aldis-tokens-'));
+    key = path.join(folder, 'key');
+    await writeFile(key, 'only for this test, thirty-two bytes at the least');
+    guarded = await Aldis.start(['--auth', 'jwt', '--jwt-key', key]);
+  });
+
+  after(async () => {
+    await guarded?.end();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  async function open(address, options = DESKTOP) {
+    const { context, complaints } = await openContext(browser, guarded, options);
+    const page = await context.newPage();
+    const requests = [];
+    page.on('request', (request) => requests.push(request.url()));
+    page.on('websocket', (socket) => requests.push(socket.url()));
+    await page.goto(address);
+    return { context, complaints, page, requests };
+  }
+
+  /** No token stands in an address, in storage, on the page or in its console. */
+  async function isKept(page, tokens, requests, complaints) {
+    const seen = await page.evaluate(() => JSON.stringify([
+      location.href, document.documentElement.outerHTML, { ...localStorage }, { ...sessionStorage },
+      document.cookie,
+    ]));
+    const all = [seen, ...requests, ...complaints].join('\n');
+    for (const token of tokens) assert.ok(!all.includes(token), 'a token is where it should not be');
+  }
+
+  test('are asked for, refused with a reason, and taken, for each side its own', async () => {
+    const { context, complaints, page, requests } = await open('/?left=ann&right=ben', PHONE);
+    const [ann, ben] = [new Side(page, 'ann'), new Side(page, 'ben')];
+    const token = (side) => side.root.getByRole('textbox', { name: /^Token of/ })
+      .or(side.root.locator('input[type=password]'));
+    const give = async (side, text) => {
+      await token(side).fill(text);
+      await token(side).press('Enter');
+    };
+    const says = (side, text) => until(text, async () => (
+      await token(side).getAttribute('placeholder') === `${text} Token of ann`
+    ));
+    for (const side of [ann, ben]) {
+      await until('it asks', async () => await side.status.textContent() === 'needs a token');
+    }
+    await fits(page);
+    assert.deepEqual(await inaccessible(page), []);
+    assert.equal(await page.locator('.kills').isVisible(), false);
+    await give(ann, 'not a token');
+    await says(ann, 'That is no token.');
+    await give(ann, 'x.y.z');
+    await says(ann, 'The server does not accept this token.');
+    await give(ann, tokenOf('carol', key));
+    await says(ann, 'That is a token of carol.');
+    const tokens = [tokenOf('ann', key), tokenOf('ben', key)];
+    await give(ann, tokens[0]);
+    await give(ben, tokens[1]);
+    for (const side of [ann, ben]) await isOnline(side);
+    await ann.root.locator('textarea').fill('by token');
+    await ann.root.locator('textarea').press('Enter');
+    await shows(ann, 'by token', 'delivered');
+    await isKept(page, tokens, requests, complaints);
+    // The browser itself writes that a WebSocket failed; there is one that was refused.
+    const ofOurs = complaints.filter((complaint) => !/WebSocket connection to/.test(complaint));
+    assert.deepEqual(ofOurs, []);
+    await context.close();
+  });
+
+  test('come with the address, name both sides, and leave it at once', async () => {
+    const tokens = [tokenOf('left side', key), tokenOf('right', key)];
+    const hash = tokens.map((token) => `token=${token}`).join('&');
+    const { context, complaints, page, requests } = await open(`/#${hash}`);
+    const sides = [new Side(page, 'left side'), new Side(page, 'right')];
+    for (const side of sides) await isOnline(side);
+    assert.equal(new URL(page.url()).hash, '');
+    await isKept(page, tokens, requests.filter((url) => !url.includes('#')), complaints);
+    await sides[0].toggle.press('Space');
+    await sides[0].toggle.press('Space');
+    await isOnline(sides[0]);
+    assert.deepEqual(complaints, []);
     await context.close();
   });
 });

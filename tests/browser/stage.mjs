@@ -4,7 +4,7 @@
 // Environment: ALDIS is the binary (else target/release/aldis). PAGE=web takes the page's files
 // from that folder instead of from the binary, so that a change can be looked at without a build.
 
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
@@ -25,16 +25,18 @@ const CHROMIUM_FLAGS = [
 const READY_MS_MAX = 60_000;
 const MIME = { html: 'text/html', css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' };
 
-/** `aldis up`, until `end()`. */
+const BINARY = process.env.ALDIS ?? path.join(ROOT, 'target/release/aldis');
+
+/** `aldis up` with `more` flags, until `end()`. */
 export class Aldis {
-  static async start() {
+  static async start(more = []) {
     const aldis = new Aldis();
     aldis.folder = await mkdtemp(path.join(tmpdir(), 'aldis-browser-'));
     aldis.address = `127.0.0.1:${await freePort()}`;
     aldis.origin = `http://${aldis.address}`;
-    const binary = process.env.ALDIS ?? path.join(ROOT, 'target/release/aldis');
     const flags = ['up', '--shards', '1', '--log', 'warn', '--listen', aldis.address];
-    aldis.process = spawn(binary, [...flags, '--data', path.join(aldis.folder, 'data')]);
+    const data = path.join(aldis.folder, 'data');
+    aldis.process = spawn(BINARY, [...flags, '--data', data, ...more]);
     aldis.output = '';
     await aldis.ready();
     return aldis;
@@ -67,6 +69,12 @@ export class Aldis {
     }
     await rm(this.folder, { recursive: true, force: true });
   }
+}
+
+/** What `aldis token` prints. */
+export function tokenOf(user, key, ...more) {
+  const flags = ['token', '--jwt-key', key, '--user', user, ...more];
+  return execFileSync(BINARY, flags, { encoding: 'utf8' }).trim();
 }
 
 export function openBrowser() {

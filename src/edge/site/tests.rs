@@ -57,6 +57,7 @@ fn the_page_is_served_with_its_types() {
         let (head, body) = response.split_once("\r\n\r\n").expect("an empty line");
         assert!(head.contains(&format!("Content-Type: {content_type}\r\n")), "{head}");
         assert!(head.contains("Cache-Control: no-store\r\n"));
+        assert!(head.contains("Aldis-Auth: dev\r\n"));
         assert!(head.contains("Content-Security-Policy: default-src 'none';"));
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
         let head_only = respond(&mut site(None), &format!("HEAD {path}"), "");
