@@ -55,8 +55,8 @@ fn idle_connections_are_small() {
     let [edge, sequencer] = further.map(|bytes| bytes / (count - first_count));
     println!(
         "{count} idle chat connections in one shard\n\
-         edge:      {} KiB empty, {} KiB with {first_count}, {} KiB with all: {edge} bytes for each \
-         further one\n\
+         edge:      {} KiB empty, {} KiB with {first_count}, {} KiB with all: {edge} bytes for \
+         each further one\n\
          sequencer: {} KiB empty, {} KiB with {first_count}, {} KiB with all: {sequencer} bytes \
          for each further one",
         empty[0] / 1024,
