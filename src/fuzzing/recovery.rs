@@ -11,7 +11,7 @@ use crate::store::device::LogDevice;
 use crate::store::index::MemoryIndex;
 use crate::store::log::LogOptions;
 use crate::store::log_format::{
-    BLOCK_SIZE, COMMIT_HEADER_SIZE, CommitHeader, LogId, SegmentHeader, decode_commit,
+    BLOCK_SIZE, COMMIT_HEADER_SIZE, Commit, CommitHeader, LogId, SegmentHeader, decode_commit,
     encode_commit, encode_segment_header, format_version,
 };
 use crate::store::reader::InlineIndex;
@@ -232,13 +232,18 @@ fn open(disk: &mut SimDisk, known: Known) -> Option<Found> {
     Some(Found { next_lsn: recovered.ok()?.next_lsn, batches })
 }
 
-/// The naive twin: the highest position that any intact commit on the disk knew to be durable.
+/// The naive twin: the highest position that any intact commit on the disk knew to be durable. One in
+/// a block that was cut off does not count: neither recovery nor repair looks into those.
 fn known_durable(disk: &SimDisk) -> u64 {
     let mut durable = 0;
     for segment in disk.numbers() {
         let content = Bytes::from(disk.content(segment).expect("it is listed"));
         for start in (BLOCK_SIZE..content.len()).step_by(BLOCK_SIZE) {
-            if let Ok(commit) = decode_commit(&content.slice(start..)) {
+            let commit = decode_commit(&content.slice(start..));
+            let is_whole = |commit: &Commit| {
+                start as u64 + commit.header.size_on_disk() <= content.len() as u64
+            };
+            if let Some(commit) = commit.ok().filter(is_whole) {
                 durable = durable.max(commit.header.known_durable);
             }
         }

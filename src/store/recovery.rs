@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use super::device::{DeviceFault, LogReader, Operation, SegmentInfo};
 use super::log_format::{
-    BLOCK_SIZE, COMMIT_HEADER_SIZE, Commit, CommitHeader, LogId, SegmentHeader, decode_commit,
-    decode_segment_header, padded_size, peek_commit,
+    BLOCK_SIZE, Commit, CommitHeader, LogId, SegmentHeader, decode_commit, decode_segment_header,
+    padded_size, peek_commit,
 };
 use super::positions::{Place, PositionMap, read_commit, records_offset};
 use super::{Batch, StoreFault};
@@ -332,13 +332,11 @@ impl<'a, R: LogReader> Scan<'a, R> {
         let mut place = Place { segment: segment.number, offset };
         let mut window = vec![0; SEARCH_SIZE];
         let mut zero_size = 0;
-        while zero_size < COMMIT_SIZE_MAX && place.offset < segment.size {
+        while zero_size < COMMIT_SIZE_MAX && place.offset + BLOCK_SIZE as u64 <= segment.size {
             let size = ((segment.size - place.offset) as usize).min(SEARCH_SIZE);
+            let size = size - size % BLOCK_SIZE;
             read(self.reader, place, &mut window[..size])?;
-            // A block that was cut off may hold a whole commit all the same: zeros pad it.
-            let whole_size = size.next_multiple_of(BLOCK_SIZE);
-            window[size..whole_size].fill(0);
-            for block in (0..whole_size).step_by(BLOCK_SIZE) {
+            for block in (0..size).step_by(BLOCK_SIZE) {
                 let offset = place.offset + block as u64;
                 let at = Place { offset, ..place };
                 let bytes = &window[block..][..BLOCK_SIZE];
@@ -367,7 +365,7 @@ impl<'a, R: LogReader> Scan<'a, R> {
         let Ok(header) = peek_commit(block) else {
             return Ok(None);
         };
-        let size = COMMIT_HEADER_SIZE + header.payload_size as usize;
+        let size = padded_size(header.payload_size as usize);
         let ours = survey.log_id.is_none_or(|id| id == header.log_id);
         if !ours || place.offset + size as u64 > end {
             return Ok(None);
