@@ -6,16 +6,19 @@
 //! in its shortest form, at most 64 bits. Of a tag that comes twice the last one counts.
 //! `docs/protocol.md` has the tables.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
-use super::conversation;
+use super::fields::{
+    Fault, Field, Fields, UNKNOWN_OPERATION, bad, conversation_name, operation, rejected,
+};
 use super::operation::{
-    CONVERSATIONS_COUNT_DEFAULT, ErrorCode, Event, Goodbye, HISTORY_COUNT_DEFAULT, INTEGER_MAX,
-    LATER, Operation, PAGE_COUNT_MAX, Rejected, Request, Standing,
+    ErrorCode, Event, Goodbye, INTEGER_MAX, LATER, Rejected, Request, Standing,
 };
 use super::page::newest_entries;
-use crate::limits::BODY_SIZE_MAX;
-use crate::link::message::{Target, Watermark};
+use crate::link::message::Watermark;
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// First bytes of messages to the server.
@@ -91,13 +94,14 @@ pub fn decode(message: &[u8]) -> Result<Request, Rejected> {
     let Some((&kind, rest)) = message.split_first() else {
         return Err(rejected(None, None, bad("the message is empty")));
     };
-    let mut fields = Fields::default();
+    let mut fields = RawFields::default();
     let read = fields.read(rest);
     let id = if kind == operation_type::SEND { send_id(&fields) } else { None };
     let Ok(reference) = reference(fields.reference) else {
         return Err(rejected(None, id, bad("ref is beyond 2^53-1")));
     };
-    match read.and_then(|()| operation(kind, &fields)) {
+    let named = read.and_then(|()| operation_name(kind).ok_or(UNKNOWN_OPERATION));
+    match named.and_then(|name| operation(name, &fields)) {
         Ok(operation) => Ok(Request { reference, operation }),
         Err(fault) => Err(rejected(reference, id, fault)),
     }
@@ -166,7 +170,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
 
 /// The fields that any operation of this version has, not yet looked into.
 #[derive(Default)]
-struct Fields<'a> {
+struct RawFields<'a> {
     reference: Option<u64>,
     seq: Option<u64>,
     kind: Option<u64>,
@@ -181,7 +185,7 @@ struct Fields<'a> {
     after: Option<&'a [u8]>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RawFields<'a> {
     /// What was read before a fault stays.
     fn read(&mut self, mut rest: &'a [u8]) -> Result<(), Fault> {
         while let Some((&tag, value)) = rest.split_first() {
@@ -224,26 +228,29 @@ impl<'a> Fields<'a> {
             _ => return None,
         })
     }
-}
 
-/// What is wrong with a message.
-struct Fault {
-    code: ErrorCode,
-    message: &'static str,
-    limit: Option<u64>,
-}
+    fn bytes(&self, field: Field) -> Option<&'a [u8]> {
+        match field {
+            Field::Convo => self.convo,
+            Field::To => self.to,
+            Field::Id => self.id,
+            Field::After => self.after,
+            Field::Seq | Field::Before | Field::Limit => None,
+        }
+    }
 
-const fn bad(message: &'static str) -> Fault {
-    Fault { code: ErrorCode::BadRequest, message, limit: None }
-}
-
-fn rejected(reference: Option<i64>, id: Option<Id>, fault: Fault) -> Rejected {
-    let Fault { code, message, limit } = fault;
-    Rejected { reference, id, code, message, limit }
+    fn number(&self, field: Field) -> Option<u64> {
+        match field {
+            Field::Seq => self.seq,
+            Field::Before => self.before,
+            Field::Limit => self.limit,
+            Field::Convo | Field::To | Field::Id | Field::After => None,
+        }
+    }
 }
 
 /// The id of a `send`, for its `error`.
-fn send_id(fields: &Fields) -> Option<Id> {
+fn send_id(fields: &RawFields) -> Option<Id> {
     text(fields.id).map(Into::into)
 }
 
@@ -258,120 +265,74 @@ fn reference(written: Option<u64>) -> Result<Option<i64>, Fault> {
     if within { Ok(Some(value)) } else { Err(bad("beyond 2^53-1")) }
 }
 
-fn operation(kind: u8, fields: &Fields) -> Result<Operation, Fault> {
-    match kind {
-        operation_type::SEND => send(fields),
-        operation_type::ACK => acknowledge(fields),
-        operation_type::SYNC => sync(fields),
-        operation_type::HISTORY => history(fields),
-        operation_type::CONVOS => conversations(fields),
-        operation_type::PING => Ok(Operation::Ping),
+/// As JSON calls it.
+fn operation_name(kind: u8) -> Option<&'static str> {
+    Some(match kind {
+        operation_type::SEND => "send",
+        operation_type::ACK => "ack",
+        operation_type::SYNC => "sync",
+        operation_type::HISTORY => "history",
+        operation_type::CONVOS => "convos",
+        operation_type::PING => "ping",
         other => {
-            let index = other.checked_sub(operation_type::LATER_FIRST);
-            let later = index.and_then(|index| LATER.get(usize::from(index)).copied());
-            let (code, limit) = (ErrorCode::UnknownOperation, None);
-            let unknown = Fault { code, message: "no such operation", limit };
-            later.map(Operation::Later).ok_or(unknown)
+            let index = other.checked_sub(operation_type::LATER_FIRST)?;
+            LATER.get(usize::from(index))?
+        }
+    })
+}
+
+impl Fields for RawFields<'_> {
+    fn has(&self, field: Field) -> bool {
+        self.bytes(field).is_some() || self.number(field).is_some()
+    }
+
+    fn text(&self, field: Field) -> Option<Cow<'_, str>> {
+        text(self.bytes(field)).map(Cow::Borrowed)
+    }
+
+    fn integer(&self, field: Field) -> Option<u64> {
+        self.number(field).filter(|value| *value <= INTEGER_MAX as u64)
+    }
+
+    fn body(&self) -> Result<Body, Fault> {
+        match (self.body, self.body_bytes) {
+            (body @ Some(_), None) => {
+                let text = text(body).ok_or(bad("body is not text"))?;
+                Ok(Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) })
+            }
+            (None, Some(bytes)) => Ok(Body::Binary { bytes: Bytes::copy_from_slice(bytes) }),
+            _ => Err(bad("exactly one of the two bodies is wanted")),
         }
     }
-}
 
-fn send(fields: &Fields) -> Result<Operation, Fault> {
-    let target = match (fields.convo, fields.to) {
-        (Some(_), None) => Target::Conversation { name: convo(fields.convo)? },
-        (None, Some(_)) => {
-            let user = id(fields.to).ok_or(bad("to is not an id of 1 to 64 bytes"))?;
-            Target::User { user }
+    fn watermark(&self) -> Option<Watermark> {
+        match self.kind? {
+            1 => Some(Watermark::Delivered),
+            2 => Some(Watermark::Read),
+            _ => None,
         }
-        _ => return Err(bad("exactly one of convo and to is wanted")),
-    };
-    let id = id(fields.id).ok_or(bad("id is not an id of 1 to 64 bytes"))?;
-    let body = body(fields)?;
-    if body.bytes().len() > BODY_SIZE_MAX {
-        return Err(Fault {
-            code: ErrorCode::TooLarge,
-            message: "the body is too large",
-            limit: Some(BODY_SIZE_MAX as u64),
-        });
     }
-    Ok(Operation::Send { target, id, body })
-}
 
-fn body(fields: &Fields) -> Result<Body, Fault> {
-    match (fields.body, fields.body_bytes) {
-        (body @ Some(_), None) => {
-            let text = text(body).ok_or(bad("body is not text"))?;
-            Ok(Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) })
+    /// Of a name that comes twice, the last.
+    fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault> {
+        let Some(mut rest) = self.convos else {
+            return Ok(None);
+        };
+        let mut heads = BTreeMap::new();
+        while !rest.is_empty() {
+            let entry = sized(&mut rest).ok_or(bad("an entry of convos is cut off"))?;
+            let mut fields = RawFields::default();
+            fields.read(entry)?;
+            let seq = fields.integer(Field::Seq).ok_or(bad("an entry of convos has no seq"))?;
+            let name = text(fields.convo).and_then(conversation_name);
+            heads.insert(name.ok_or(bad("convos has a name that cannot be one"))?, seq);
         }
-        (None, Some(bytes)) => Ok(Body::Binary { bytes: Bytes::copy_from_slice(bytes) }),
-        _ => Err(bad("exactly one of the two bodies is wanted")),
+        Ok(Some(heads.into_iter().collect()))
     }
-}
-
-fn acknowledge(fields: &Fields) -> Result<Operation, Fault> {
-    let convo = convo(fields.convo)?;
-    let seq = fields.seq.filter(within).ok_or(bad("seq is missing or beyond 2^53-1"))?;
-    let watermark = match fields.kind {
-        Some(1) => Watermark::Delivered,
-        Some(2) => Watermark::Read,
-        _ => return Err(bad("kind is neither 1 nor 2")),
-    };
-    Ok(Operation::Acknowledge { convo, seq, watermark })
-}
-
-/// Sorted by name; of one that comes twice, the last.
-fn sync(fields: &Fields) -> Result<Operation, Fault> {
-    let Some(mut rest) = fields.convos else {
-        return Ok(Operation::Sync { convos: None });
-    };
-    let mut convos = std::collections::BTreeMap::new();
-    while !rest.is_empty() {
-        let entry = sized(&mut rest).ok_or(bad("an entry of convos is cut off"))?;
-        let mut fields = Fields::default();
-        fields.read(entry)?;
-        let seq = fields.seq.filter(within).ok_or(bad("an entry of convos has no seq"))?;
-        convos.insert(convo(fields.convo)?, seq);
-    }
-    Ok(Operation::Sync { convos: Some(convos.into_iter().collect()) })
-}
-
-fn history(fields: &Fields) -> Result<Operation, Fault> {
-    let convo = convo(fields.convo)?;
-    let is_wrong = |before: u64| before < 1 || !within(&before);
-    if fields.before.is_some_and(is_wrong) {
-        return Err(bad("before is not an integer of at least 1"));
-    }
-    let limit = limit(fields, HISTORY_COUNT_DEFAULT)?;
-    Ok(Operation::History { convo, before: fields.before, limit })
-}
-
-fn conversations(fields: &Fields) -> Result<Operation, Fault> {
-    let after = fields.after.map(|after| convo(Some(after))).transpose();
-    let after = after.map_err(|_| bad("after is not the name of a conversation"))?;
-    Ok(Operation::Conversations { after, limit: limit(fields, CONVERSATIONS_COUNT_DEFAULT)? })
-}
-
-fn limit(fields: &Fields, default: u32) -> Result<u32, Fault> {
-    let limit = u32::try_from(fields.limit.unwrap_or(default.into())).ok();
-    let limit = limit.filter(|limit| (1..=PAGE_COUNT_MAX).contains(limit));
-    limit.ok_or(bad("limit is not an integer of 1 to 200"))
-}
-
-fn convo(field: Option<&[u8]>) -> Result<ConversationName, Fault> {
-    let name = text(field).filter(|name| conversation::parse(name).is_ok());
-    name.map(Into::into).ok_or(bad("convo is not the name of a conversation"))
-}
-
-fn id(field: Option<&[u8]>) -> Option<Id> {
-    text(field).filter(|id| conversation::is_id(id)).map(Into::into)
 }
 
 fn text(field: Option<&[u8]>) -> Option<&str> {
     simdutf8::basic::from_utf8(field?).ok()
-}
-
-fn within(value: &u64) -> bool {
-    *value <= INTEGER_MAX as u64
 }
 
 /// Takes a varint off the front.

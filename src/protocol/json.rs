@@ -17,19 +17,15 @@ use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::conversation;
-use super::operation::{
-    CONVERSATIONS_COUNT_DEFAULT, ErrorCode, Event, HISTORY_COUNT_DEFAULT, INTEGER_MAX, LATER,
-    Operation, PAGE_COUNT_MAX, Rejected, Request, Standing,
-};
+use super::fields::{Fault, Field, Fields, bad, conversation_name, operation, rejected};
+use super::operation::{Event, INTEGER_MAX, Rejected, Request, Standing};
 use super::page::newest_entries;
-use crate::limits::BODY_SIZE_MAX;
-use crate::link::message::{Target, Watermark};
+use crate::link::message::Watermark;
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// Reads one text frame.
 pub fn decode(frame: &[u8]) -> Result<Request, Rejected> {
-    let Ok(fields) = Fields::split(frame) else {
+    let Ok(fields) = RawFields::split(frame) else {
         return Err(rejected(None, None, BAD_JSON));
     };
     let reference = match integer(fields.reference) {
@@ -38,7 +34,12 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejected> {
             return Err(rejected(None, send_id(&fields), bad("ref is not an integer")));
         }
     };
-    match operation(&fields) {
+    let name = match text(fields.operation) {
+        Ok(Some(name)) => Ok(name),
+        Ok(None) => Err(bad("t is missing")),
+        Err(Wrong) => Err(bad("t is not text")),
+    };
+    match name.and_then(|name| operation(&name, &fields)) {
         Ok(operation) => Ok(Request { reference, operation }),
         Err(fault) => Err(rejected(reference, send_id(&fields), fault)),
     }
@@ -106,7 +107,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
 
 /// The raw text of the fields that any operation of this version has; absent and `null` are `None`.
 #[derive(Default)]
-struct Fields<'a> {
+struct RawFields<'a> {
     operation: Option<&'a RawValue>,
     reference: Option<&'a RawValue>,
     convo: Option<&'a RawValue>,
@@ -122,8 +123,8 @@ struct Fields<'a> {
     limit: Option<&'a RawValue>,
 }
 
-impl<'a> Fields<'a> {
-    fn split(frame: &'a [u8]) -> Result<Fields<'a>, serde_json::Error> {
+impl<'a> RawFields<'a> {
+    fn split(frame: &'a [u8]) -> Result<RawFields<'a>, serde_json::Error> {
         let text = simdutf8::basic::from_utf8(frame).map_err(serde::de::Error::custom)?;
         let mut decoder = serde_json::Deserializer::from_str(text);
         let fields = decoder.deserialize_map(FieldsVisitor)?;
@@ -149,19 +150,31 @@ impl<'a> Fields<'a> {
             _ => return None,
         })
     }
+
+    fn raw(&self, field: Field) -> Option<&'a RawValue> {
+        match field {
+            Field::Convo => self.convo,
+            Field::To => self.to,
+            Field::Id => self.id,
+            Field::Seq => self.seq,
+            Field::Before => self.before,
+            Field::After => self.after,
+            Field::Limit => self.limit,
+        }
+    }
 }
 
 struct FieldsVisitor;
 
 impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
+    type Value = RawFields<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-        let mut fields = Fields::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields<'de>, A::Error> {
+        let mut fields = RawFields::default();
         // A name is taken raw too: one with a lone surrogate is merely unknown.
         while let Some(name) = map.next_key::<Name>()? {
             match fields.slot(&name.0) {
@@ -211,143 +224,67 @@ impl<'de> Visitor<'de> for NameVisitor {
 /// A field does not hold what it is to hold.
 struct Wrong;
 
-/// What is wrong with a frame.
-struct Fault {
-    code: ErrorCode,
-    message: &'static str,
-    limit: Option<u64>,
-}
-
 const BAD_JSON: Fault = bad("the frame is not a JSON object");
 
-const fn bad(message: &'static str) -> Fault {
-    Fault { code: ErrorCode::BadRequest, message, limit: None }
-}
-
-fn rejected(reference: Option<i64>, id: Option<Id>, fault: Fault) -> Rejected {
-    let Fault { code, message, limit } = fault;
-    Rejected { reference, id, code, message, limit }
-}
-
 /// The id of a frame that says it is a `send`, for its `error`.
-fn send_id(fields: &Fields) -> Option<Id> {
+fn send_id(fields: &RawFields) -> Option<Id> {
     let operation = text(fields.operation).ok()??;
     let id = text(fields.id).ok()??;
     (operation == "send").then(|| id.into())
 }
 
-fn operation(fields: &Fields) -> Result<Operation, Fault> {
-    let name = text(fields.operation).map_err(|Wrong| bad("t is not text"))?;
-    match &*name.ok_or(bad("t is missing"))? {
-        "send" => send(fields),
-        "ack" => acknowledge(fields),
-        "sync" => sync(fields),
-        "history" => history(fields),
-        "convos" => conversations(fields),
-        "ping" => Ok(Operation::Ping),
-        other => match LATER.iter().find(|later| **later == other) {
-            Some(later) => Ok(Operation::Later(later)),
-            None => Err(Fault {
-                code: ErrorCode::UnknownOperation,
-                message: "no such operation",
-                limit: None,
-            }),
-        },
+impl Fields for RawFields<'_> {
+    fn has(&self, field: Field) -> bool {
+        self.raw(field).is_some()
     }
-}
 
-fn send(fields: &Fields) -> Result<Operation, Fault> {
-    let target = match (fields.convo, fields.to) {
-        (Some(_), None) => Target::Conversation { name: convo(fields)? },
-        (None, Some(_)) => {
-            let user = id(fields.to).ok_or(bad("to is not an id of 1 to 64 bytes"))?;
-            Target::User { user }
+    fn text(&self, field: Field) -> Option<Cow<'_, str>> {
+        text(self.raw(field)).ok().flatten()
+    }
+
+    fn integer(&self, field: Field) -> Option<u64> {
+        unsigned(self.raw(field))
+    }
+
+    fn body(&self) -> Result<Body, Fault> {
+        match (self.body, self.body64) {
+            (body @ Some(_), None) => match text(body) {
+                Ok(Some(text)) => Ok(Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) }),
+                _ => Err(bad("body is not text")),
+            },
+            (None, body64 @ Some(_)) => {
+                let encoded = text(body64).ok().flatten().ok_or(bad("body64 is not text"))?;
+                let decoded = STANDARD.decode(&*encoded);
+                let fault = bad("body64 is not standard base64 with padding");
+                Ok(Body::Binary { bytes: decoded.map_err(|_| fault)?.into() })
+            }
+            _ => Err(bad("exactly one of body and body64 is wanted")),
         }
-        _ => return Err(bad("exactly one of convo and to is wanted")),
-    };
-    let id = id(fields.id).ok_or(bad("id is not an id of 1 to 64 bytes"))?;
-    let body = body(fields)?;
-    if body.bytes().len() > BODY_SIZE_MAX {
-        return Err(Fault {
-            code: ErrorCode::TooLarge,
-            message: "the body is too large",
-            limit: Some(BODY_SIZE_MAX as u64),
-        });
     }
-    Ok(Operation::Send { target, id, body })
-}
 
-fn body(fields: &Fields) -> Result<Body, Fault> {
-    match (fields.body, fields.body64) {
-        (body @ Some(_), None) => match text(body) {
-            Ok(Some(text)) => Ok(Body::Text { text: Bytes::copy_from_slice(text.as_bytes()) }),
-            _ => Err(bad("body is not text")),
-        },
-        (None, body64 @ Some(_)) => {
-            let encoded = text(body64).ok().flatten().ok_or(bad("body64 is not text"))?;
-            let decoded = STANDARD.decode(&*encoded);
-            let bytes = decoded.map_err(|_| bad("body64 is not standard base64 with padding"))?;
-            Ok(Body::Binary { bytes: bytes.into() })
+    fn watermark(&self) -> Option<Watermark> {
+        match &*text(self.kind).ok()?? {
+            "delivered" => Some(Watermark::Delivered),
+            "read" => Some(Watermark::Read),
+            _ => None,
         }
-        _ => Err(bad("exactly one of body and body64 is wanted")),
     }
-}
 
-fn acknowledge(fields: &Fields) -> Result<Operation, Fault> {
-    let convo = convo(fields)?;
-    let seq = unsigned(fields.seq).ok_or(bad("seq is not an integer of at least 0"))?;
-    let kind = text(fields.kind).ok().flatten();
-    let watermark = match kind.as_deref() {
-        Some("delivered") => Watermark::Delivered,
-        Some("read") => Watermark::Read,
-        _ => return Err(bad("kind is neither delivered nor read")),
-    };
-    Ok(Operation::Acknowledge { convo, seq, watermark })
-}
-
-fn sync(fields: &Fields) -> Result<Operation, Fault> {
-    let Some(raw) = fields.convos else {
-        return Ok(Operation::Sync { convos: None });
-    };
-    let mut decoder = serde_json::Deserializer::from_str(raw.get());
-    let entries = decoder.deserialize_map(EntriesVisitor);
-    let entries = entries.map_err(|_| bad("convos is not an object"))?;
-    let mut convos: Vec<(ConversationName, u64)> = Vec::with_capacity(entries.len());
-    for (name, seq) in entries {
-        conversation::parse(&name).map_err(|_| bad("convos has a name that cannot be one"))?;
-        let seq = unsigned(Some(seq)).ok_or(bad("convos has a seq that is not an integer"))?;
-        convos.push((name.into(), seq));
+    fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault> {
+        let Some(raw) = self.convos else {
+            return Ok(None);
+        };
+        let mut decoder = serde_json::Deserializer::from_str(raw.get());
+        let entries = decoder.deserialize_map(EntriesVisitor);
+        let entries = entries.map_err(|_| bad("convos is not an object"))?;
+        let head = |(name, seq): (String, &RawValue)| {
+            let name = conversation_name(&name);
+            let name = name.ok_or(bad("convos has a name that cannot be one"))?;
+            let seq = unsigned(Some(seq)).ok_or(bad("convos has a seq that is not an integer"))?;
+            Ok((name, seq))
+        };
+        entries.into_iter().map(head).collect::<Result<Vec<_>, Fault>>().map(Some)
     }
-    Ok(Operation::Sync { convos: Some(convos) })
-}
-
-fn history(fields: &Fields) -> Result<Operation, Fault> {
-    let convo = convo(fields)?;
-    let before = fields.before.map(|before| {
-        let before = unsigned(Some(before)).filter(|before| *before >= 1);
-        before.ok_or(bad("before is not an integer of at least 1"))
-    });
-    let limit = limit(fields, HISTORY_COUNT_DEFAULT)?;
-    Ok(Operation::History { convo, before: before.transpose()?, limit })
-}
-
-fn conversations(fields: &Fields) -> Result<Operation, Fault> {
-    let after = fields.after.map(|_| {
-        let name = text(fields.after).ok().flatten();
-        let name = name.filter(|name| conversation::parse(name).is_ok());
-        name.map(Into::into).ok_or(bad("after is not the name of a conversation"))
-    });
-    let limit = limit(fields, CONVERSATIONS_COUNT_DEFAULT)?;
-    Ok(Operation::Conversations { after: after.transpose()?, limit })
-}
-
-fn limit(fields: &Fields, default: u32) -> Result<u32, Fault> {
-    let Some(limit) = fields.limit else {
-        return Ok(default);
-    };
-    let limit = unsigned(Some(limit)).and_then(|limit| u32::try_from(limit).ok());
-    let limit = limit.filter(|limit| (1..=PAGE_COUNT_MAX).contains(limit));
-    limit.ok_or(bad("limit is not an integer of 1 to 200"))
 }
 
 /// The entries of an object that are not null; of a name that comes twice, the last.
@@ -374,19 +311,6 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 
 fn present(raw: &RawValue) -> Option<&RawValue> {
     (raw.get() != "null").then_some(raw)
-}
-
-fn convo(fields: &Fields) -> Result<ConversationName, Fault> {
-    let fault = bad("convo is not the name of a conversation");
-    match text(fields.convo) {
-        Ok(Some(name)) if conversation::parse(&name).is_ok() => Ok(name.into()),
-        _ => Err(fault),
-    }
-}
-
-fn id(field: Option<&RawValue>) -> Option<Id> {
-    let id = text(field).ok()??;
-    conversation::is_id(&id).then(|| id.into())
 }
 
 /// `Ok(None)` when absent, `Err` when it is something else than text of whole characters.

@@ -3,6 +3,7 @@
 
 pub mod binary;
 pub mod conversation;
+mod fields;
 pub mod json;
 pub mod operation;
 mod page;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::StoreFault;
 use super::index::Index;
-use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome, report, unavailable};
+use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome};
 use super::rows::{self, Location};
 use crate::link::message::{FromStore, Overview};
 use crate::link::record::{ConversationName, Id};
@@ -48,19 +48,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             size <= size_max
         });
         let kept = fits.count().max(1).min(found.len());
-        let mut messages = Vec::with_capacity(kept);
-        for (seq, location) in found.split_off(found.len() - kept) {
-            match self.message(&page.convo, seq, location) {
-                Ok(message) => messages.push(message),
-                Err(error) => {
-                    report(&error);
-                    let (answer, outcome) = unavailable(to);
-                    return Ok((answer, Outcome { unaccounted: unaccounted + 1, ..outcome }));
-                }
-            }
-        }
-        let outcome = Outcome { unaccounted, unavailable: false };
-        Ok((FromStore::Messages { to, messages }, outcome))
+        let kept = found.split_off(found.len() - kept);
+        Ok(self.messages(to, &page.convo, &kept, unaccounted))
     }
 
     /// One row per conversation, as its member `user` sees it.

@@ -252,19 +252,30 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     fn range(&mut self, to: u64, range: Range) -> Result<(FromStore, Outcome), StoreFault> {
         let last = range.last.min(rows::head(&self.index, &range.convo)?);
         let (found, unaccounted) = self.locate(&range, last)?;
-        let mut messages = Vec::with_capacity(found.len());
-        for (seq, location) in found {
-            match self.message(&range.convo, seq, location) {
-                Ok(message) => messages.push(message),
-                Err(error) => {
-                    report(&error);
-                    let (answer, outcome) = unavailable(to);
-                    return Ok((answer, Outcome { unaccounted: unaccounted + 1, ..outcome }));
-                }
+        Ok(self.messages(to, &range.convo, &found, unaccounted))
+    }
+
+    /// The messages at these places. One that cannot be read leaves all of them to be asked for
+    /// again; `unaccounted` were missing already.
+    pub(super) fn messages(
+        &mut self,
+        to: u64,
+        convo: &ConversationName,
+        found: &[(u64, Location)],
+        unaccounted: u64,
+    ) -> (FromStore, Outcome) {
+        let read = found.iter().map(|(seq, location)| self.message(convo, *seq, *location));
+        match read.collect() {
+            Ok(messages) => {
+                let outcome = Outcome { unaccounted, unavailable: false };
+                (FromStore::Messages { to, messages }, outcome)
+            }
+            Err(error) => {
+                report(&error);
+                let (answer, outcome) = unavailable(to);
+                (answer, Outcome { unaccounted: unaccounted + 1, ..outcome })
             }
         }
-        let outcome = Outcome { unaccounted, unavailable: false };
-        Ok((FromStore::Messages { to, messages }, outcome))
     }
 
     /// Where the messages of the range are, as many as fit; and how many are missing among them.
@@ -293,7 +304,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         Ok((found, missing))
     }
 
-    pub(super) fn message(
+    fn message(
         &mut self,
         convo: &ConversationName,
         seq: u64,
@@ -330,12 +341,12 @@ fn other_members(convo: &str, user: &str) -> Vec<Id> {
     others.map(Id::from).collect()
 }
 
-pub(super) fn unavailable(to: u64) -> (FromStore, Outcome) {
+fn unavailable(to: u64) -> (FromStore, Outcome) {
     let outcome = Outcome { unaccounted: 0, unavailable: true };
     (FromStore::Unavailable { to }, outcome)
 }
 
-pub(super) fn report(error: &ReadError) {
+fn report(error: &ReadError) {
     tracing::error!(%error, "a read of the log failed; the asker is told to ask again");
 }
 

@@ -8,8 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::fuzzing::{bytes, integer, number, written, zigzag};
-use crate::limits::SERVER_FRAME_SIZE_MAX;
-use crate::protocol::json;
+use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
+use crate::link::message::Target;
+use crate::protocol::operation::Operation;
+use crate::protocol::{conversation, json};
 
 /// Names and kinds of fields, as `docs/protocol.md` lists them.
 const FIELDS: [(u8, &str); 36] = [

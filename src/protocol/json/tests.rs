@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::limits::SERVER_FRAME_SIZE_MAX;
-use crate::protocol::operation::Goodbye;
+use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
+use crate::link::message::Target;
+use crate::protocol::operation::{ErrorCode, Goodbye, LATER, Operation};
 
 fn decoded(frame: &str) -> Operation {
     decode(frame.as_bytes()).unwrap_or_else(|rejected| panic!("{frame}: {rejected:?}")).operation
