@@ -232,8 +232,8 @@ fn open(disk: &mut SimDisk, known: Known) -> Option<Found> {
     Some(Found { next_lsn: recovered.ok()?.next_lsn, batches })
 }
 
-/// The naive twin: the highest position that any intact commit on the disk knew to be durable. One in
-/// a block that was cut off does not count: neither recovery nor repair looks into those.
+/// The naive twin: the highest position that any intact commit on the disk knew to be durable. One
+/// in a block that was cut off does not count: neither recovery nor repair looks into those.
 fn known_durable(disk: &SimDisk) -> u64 {
     let mut durable = 0;
     for segment in disk.numbers() {
