@@ -193,7 +193,7 @@ impl Past {
             assert_eq!(commit.records, batch.records);
             assert_eq!((commit.header.log_id, commit.header.first_lsn), (LOG_ID, batch.first_lsn));
             assert!(next_lsn.is_none_or(|next_lsn| next_lsn == batch.first_lsn));
-            assert!(next_lsn.is_some() || batch.first_lsn <= known.applied_lsn + 1);
+            assert!(next_lsn.is_some() || batch.first_lsn <= known.applied_lsn.saturating_add(1));
             next_lsn = Some(batch.last_lsn() + 1);
         }
         assert!(next_lsn.is_none_or(|next_lsn| next_lsn == found.next_lsn));

@@ -92,7 +92,7 @@ impl Survey {
         let Some((segment, first)) = self.used.first() else {
             return Ok(None);
         };
-        let next = known.applied_lsn + 1;
+        let next = known.applied_lsn.saturating_add(1);
         let start = self.used.iter().rposition(|(_, header)| header.first_lsn <= next);
         let first_lsn = first.first_lsn;
         let applied_lsn = known.applied_lsn;
