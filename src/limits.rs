@@ -18,6 +18,8 @@ pub const REQUEST_HEAD_SIZE_MAX: usize = 8 * 1024;
 pub const REQUEST_HEADER_COUNT_MAX: usize = 64;
 /// One entry on a link: the largest is a log batch or a chunk of a range read.
 pub const LINK_ENTRY_SIZE_MAX: usize = 4 * 1024 * 1024;
+/// One frame of a link's greeting: two names and a proof. Strangers can make us keep no more.
+pub const LINK_GREETING_SIZE_MAX: usize = 4 * 1024;
 /// Bytes a link keeps unacknowledged in one direction before it refuses more.
 pub const LINK_WINDOW_SIZE: usize = 64 * 1024 * 1024;
 /// Bytes of records in one log batch: ends a batch early, so that a commit stays short.

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 
 use super::wire::{Malformed, Reader, Wire, wire_enum, wire_struct};
-use crate::limits::LINK_ENTRY_SIZE_MAX;
+use crate::limits::{LINK_ENTRY_SIZE_MAX, LINK_GREETING_SIZE_MAX};
 
 /// Bytes of an encoded [`Header`].
 pub const HEADER_SIZE: usize = 4 + 4 + 1 + 8 + 8;
@@ -81,13 +81,25 @@ pub fn write_frame(
     out.extend_from_slice(payload);
 }
 
-/// Collects received bytes and gives out whole frames.
-#[derive(Default)]
+/// Collects received bytes and gives out whole frames: those of a greeting, until the peer has
+/// shown that it knows the secret.
 pub struct FrameReader {
     received: BytesMut,
+    size_max: usize,
+}
+
+impl Default for FrameReader {
+    fn default() -> FrameReader {
+        FrameReader { received: BytesMut::new(), size_max: LINK_GREETING_SIZE_MAX }
+    }
 }
 
 impl FrameReader {
+    /// The peer is who it says: from now on whole entries are taken.
+    pub fn trust(&mut self) {
+        self.size_max = LINK_ENTRY_SIZE_MAX;
+    }
+
     pub fn push(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
@@ -101,7 +113,7 @@ impl FrameReader {
         // same bytes as its payload.
         let (size, _) = self.received.split_first_chunk().expect("a header is longer");
         let size = u32::from_le_bytes(*size);
-        if size as usize > LINK_ENTRY_SIZE_MAX {
+        if size as usize > self.size_max {
             return Err(LinkViolation::TooLarge(size));
         }
         let total = HEADER_SIZE + size as usize;
@@ -164,5 +176,28 @@ mod tests {
         let mut reader = FrameReader::default();
         reader.push(&bytes);
         assert_eq!(reader.take_frame(), Err(LinkViolation::TooLarge(u32::MAX)));
+    }
+
+    #[test]
+    fn a_stranger_is_given_room_for_a_greeting_and_no_more() {
+        let entry = |size: usize| {
+            let mut out = Vec::new();
+            write_frame(FrameKind::Entry, 1, 0, &vec![7; size], &mut out);
+            out
+        };
+        let taken = |trusted: bool, size: usize| {
+            let mut reader = FrameReader::default();
+            if trusted {
+                reader.trust();
+            }
+            reader.push(&entry(size));
+            reader.take_frame().map(|frame| frame.map(|(_, payload)| payload.len()))
+        };
+        let over = LINK_GREETING_SIZE_MAX + 1;
+        assert_eq!(taken(false, over - 1), Ok(Some(over - 1)));
+        assert_eq!(taken(false, over), Err(LinkViolation::TooLarge(over as u32)));
+        assert_eq!(taken(true, over), Ok(Some(over)));
+        let huge = LINK_ENTRY_SIZE_MAX + 1;
+        assert_eq!(taken(true, huge), Err(LinkViolation::TooLarge(huge as u32)));
     }
 }

@@ -397,6 +397,7 @@ impl Links {
     fn attach(&mut self, now: Now, slot: u32, id: PeerId) {
         let connection = self.connections[slot as usize].as_mut().expect("reading it");
         connection.stage = Stage::Attached { peer: id };
+        connection.reader.trust();
         let peer = &mut self.peers[id.0 as usize];
         peer.connection = Some(slot);
         peer.last_heard_us = now.monotonic_us;
