@@ -312,3 +312,40 @@ fn an_edge_that_asks_for_tokens_is_told_one() {
     assert!(output.expect("runs").status.success());
     assert_eq!(tail.message()["seq"], 2);
 }
+
+#[test]
+fn many_at_once_of_one_user_are_all_accepted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cluster = Cluster::start(folder.path().join("data"), &["--shards", "1"]);
+    let url = address(&cluster);
+    let children: Vec<Child> = (0..8)
+        .map(|index| {
+            let body = index.to_string();
+            aldis(&[
+                "send",
+                "--as",
+                "alice",
+                "--to",
+                "bob",
+                "--timeout",
+                "60s",
+                "--url",
+                &url,
+                &body,
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs")
+        })
+        .collect();
+    // They are one device, so that each pushes the others out.
+    for mut child in children {
+        assert!(child.wait().expect("ours").success());
+    }
+    let tail = Tail::start(&cluster, &["--as", "bob", "--json"]);
+    let mut bodies: Vec<String> =
+        (0..8).map(|_| tail.message()["body"].as_str().expect("text").to_owned()).collect();
+    bodies.sort();
+    assert_eq!(bodies, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+}

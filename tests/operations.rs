@@ -356,6 +356,15 @@ fn the_three_processes_apart_and_what_readyz_says_when_one_dies() {
         apart.wait_until_ready_says(process, "ok");
     }
     assert_eq!(alice.send("bob", "3", "on we go")["seq"], 3);
+
+    // An edge that drains waits for the answers that it owes, for a while.
+    apart.kill("sequencer");
+    alice.say(json!({"t": "send", "to": "bob", "id": "4", "body": "the last"}));
+    let edge = apart.running["edge"].id();
+    assert!(signal(edge, "TERM"));
+    apart.wait_until_ready_says("edge", "shard 0: draining");
+    let mut edge = apart.running.remove("edge").expect("it runs");
+    assert!(edge.wait().expect("it is ours").success());
 }
 
 #[test]

@@ -14,7 +14,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("clock", &[]),
     ("limits", &[]),
     ("sys", &["limits"]),
-    ("admin", &["limits"]),
+    ("admin", &["limits", "sys"]),
     ("arena", &["clock", "limits", "sys"]),
     ("ring", &["clock", "limits", "sys"]),
     ("framer", &["clock", "limits"]),

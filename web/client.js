@@ -186,7 +186,7 @@ export class Client {
   connect() {
     const isByToken = this.needsToken && !this.ticket;
     if (isByToken && !isToken(this.token)) {
-      this.askForToken(this.token ? 'That is no token.' : '');
+      this.askForToken(this.token ? 'that is no token' : '');
       return;
     }
     const subprotocols = isByToken ? [SUBPROTOCOL, `bearer.${this.token}`] : [SUBPROTOCOL];
@@ -232,7 +232,7 @@ export class Client {
   async reconnectUnlessRefused() {
     const isThere = await fetch('/', { method: 'HEAD' }).then(({ ok }) => ok, () => false);
     if (!this.wanted || this.socket) return;
-    if (isThere) this.askForToken('The server does not accept this token.');
+    if (isThere) this.askForToken('token not accepted');
     else this.reconnectLater();
   }
 
@@ -307,7 +307,7 @@ export class Client {
       const { socket } = this;
       this.drop();
       socket.close(1000);
-      this.askForToken(`That is a token of ${frame.user}.`);
+      this.askForToken(`that is ${frame.user}'s token`);
       return;
     }
     this.ticket = frame.ticket;

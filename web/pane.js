@@ -72,7 +72,8 @@ export class Pane {
     this.composer = this.root.querySelector('.composer:not(.token)');
     this.tokenForm = this.root.querySelector('.token');
     this.tokenField = this.tokenForm.querySelector('input');
-    this.tokenField.setAttribute('aria-label', `Token of ${user}`);
+    this.tokenField.placeholder = `Token of ${user}`;
+    this.tokenField.setAttribute('aria-label', this.tokenField.placeholder);
     this.tokenForm.title = `aldis token --jwt-key FILE --user ${user}`;
     this.field = this.composer.querySelector('textarea');
     this.field.placeholder = `Write to ${peer}`;
@@ -224,20 +225,19 @@ export class Pane {
     const { client } = this;
     if (!client) return;
     const queued = client.unanswered.size;
-    const word = STATES[client.state];
+    const asks = client.state === 'token';
+    const word = (asks && client.problem) || STATES[client.state];
     const isNews = client.state !== 'online' && queued > 0;
     const status = isNews ? `${word}, ${queued} waiting` : word;
     if (this.root.dataset.state !== client.state) {
       this.root.dataset.state = client.state;
       announce(`${client.user} is ${word}`);
     }
-    const asks = client.state === 'token';
     this.tokenForm.hidden = !asks;
     this.composer.hidden = asks;
-    this.tokenField.placeholder = `${client.problem || ''} Token of ${client.user}`.trim();
     const line = this.root.querySelector('.status');
     if (line.textContent !== status) line.textContent = status;
-    this.toggle.checked = client.wanted;
+    this.toggle.checked = client.wanted && !asks;
   }
 
   scrolled() {

@@ -18,6 +18,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::sys::patiently;
+
 /// Where a process serves its admin page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminOptions {
@@ -28,10 +30,11 @@ pub struct AdminOptions {
 }
 
 impl AdminOptions {
-    /// Serves `registry` and `health`, writes the address file, and returns the bound address.
-    /// Errors are those of the bind or of the file, and name what was tried.
+    /// Serves `registry` and `health`, writes the address file, and returns the bound address. An
+    /// address in use may be that of an earlier life, which the kernel lets go soon. Errors are
+    /// those of the bind or of the file, and name what was tried.
     pub fn open(&self, registry: &Registry, health: &Health) -> io::Result<SocketAddr> {
-        let address = start(self.address, registry.clone(), health.clone())?;
+        let address = patiently(|| start(self.address, registry.clone(), health.clone()))?;
         if let Some(file) = &self.file {
             write_address(file, address).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", file.display()))

@@ -93,6 +93,19 @@ fn an_address_in_use_is_an_error_that_names_it() {
     assert!(error.to_string().contains(&address.to_string()));
 }
 
+#[test]
+fn an_address_that_an_earlier_life_still_holds_is_waited_for() {
+    let earlier = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = earlier.local_addr().unwrap();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(earlier);
+    });
+    let options = AdminOptions { address, file: None };
+    assert_eq!(options.open(&Registry::new("edge"), &Health::starting()).unwrap(), address);
+    ending.join().unwrap();
+}
+
 fn request(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

@@ -106,10 +106,11 @@ fn limits(host: &Host) -> anyhow::Result<Vec<Fact>> {
         };
         let (soft, hard) = (shown(&limit.soft), shown(&limit.hard));
         let is_fine = wanted.is_met_by(&hard);
-        let how = format!(
-            "Limit{}= in the systemd unit, or tuning/90-aldis-limits.conf",
-            wanted.name.to_uppercase()
-        );
+        let file = "in the systemd unit, or tuning/90-aldis-limits.conf";
+        let mut how = format!("Limit{}= {file}", wanted.name.to_uppercase());
+        if name == FILES {
+            how.push_str("; or more --shards: each has a limit of its own");
+        }
         let change = Change { wanted: wanted.value, how, why: wanted.why };
         facts.push(Fact::judged(name, format!("{soft} soft, {hard} hard"), is_fine, change));
     }

@@ -139,7 +139,8 @@ impl Client {
         Usage(match self.settings.token {
             None => format!(
                 "{url} asks for a token: --token TOKEN or ALDIS_TOKEN; to try it, \
-                 `aldis token --jwt-key FILE --user USER` makes one"
+                 `aldis token --jwt-key FILE --user USER --device {}` makes one",
+                self.device
             ),
             Some(_) => format!(
                 "{url} does not accept the token: it has expired, or is signed by a key that the \
