@@ -6,13 +6,13 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
-use support::cluster::{signal, wait_until};
+use support::cluster::{free_address, signal, wait_until};
 use support::{Client, Cluster};
 
 /// Far more than anything here takes on a busy machine of two cores.
@@ -283,20 +283,6 @@ impl Drop for Apart {
             if self.running.contains_key(process) {
                 self.kill(process);
             }
-        }
-    }
-}
-
-/// Free now, and below the ports that the kernel gives to outgoing connections, which would take it
-/// while its process is away.
-fn free_address() -> String {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 5_000 + (std::process::id() % 90) as u16 * 50;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 50;
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            return listener.local_addr().expect("it is bound").to_string();
         }
     }
 }

@@ -28,8 +28,7 @@ impl Cluster {
 
     /// The same, with variables of the environment that differ from the test's.
     pub fn start_with(data: PathBuf, options: &[&str], environment: &[(&str, &str)]) -> Cluster {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr());
-        let address = port.expect("a free port").to_string();
+        let address = free_address();
         let options = options.iter().map(ToString::to_string).collect();
         let environment = environment.iter().map(|&(name, value)| (name.into(), value.into()));
         let environment = environment.collect();
@@ -121,6 +120,21 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if self.up.is_some() {
             self.kill_all();
+        }
+    }
+}
+
+/// Free now, and not given to anyone else before it is taken: below the ports of outgoing
+/// connections, and another one for each caller in each test program. Two clusters on one port
+/// would share their clients, since edges listen with SO_REUSEPORT.
+pub fn free_address() -> String {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 5_000 + (std::process::id() % 99) as u16 * 50;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 50;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().expect("it is bound").to_string();
         }
     }
 }
