@@ -3,13 +3,19 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::Cluster;
 use support::cluster::{signal, wait_until};
+use support::{Authority, Cluster};
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tungstenite::http::HeaderValue;
+use tungstenite::{Message, WebSocket};
 
 /// Far more than anything here takes on a busy machine of two cores.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,12 +61,12 @@ struct Tail {
 
 impl Tail {
     fn start(cluster: &Cluster, arguments: &[&str]) -> Tail {
-        let mut process = aldis(&["tail", "--url", &address(cluster)])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
+        Tail::start_with(aldis(&["tail", "--url", &address(cluster)]).args(arguments))
+    }
+
+    fn start_with(command: &mut Command) -> Tail {
+        let mut process =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let output = BufReader::new(process.stdout.take().expect("piped"));
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -262,7 +268,7 @@ fn what_cannot_work_says_what_to_do() {
     }
     let (code, line) = failure(&mut aldis(&["tail", "--as", "bob", "--url", "ftp://x"]));
     assert_eq!(code, 2, "{line}");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = format!("ws://{}", listener.local_addr().expect("bound"));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -348,4 +354,93 @@ fn many_at_once_of_one_user_are_all_accepted() {
         (0..8).map(|_| tail.message()["body"].as_str().expect("text").to_owned()).collect();
     bodies.sort();
     assert_eq!(bodies, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+}
+
+/// An edge that a test plays, behind TLS.
+type Played = WebSocket<StreamOwned<ServerConnection, TcpStream>>;
+
+/// The first client that likes the certificate, welcomed.
+fn played(listener: &TcpListener, certificate: &Arc<ServerConfig>) -> Played {
+    #[allow(clippy::result_large_err, reason = "tungstenite's own type")]
+    fn choose(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+        let json = HeaderValue::from_static("aldis.v1.json");
+        response.headers_mut().insert("sec-websocket-protocol", json);
+        Ok(response)
+    }
+    loop {
+        let (stream, _) = listener.accept().expect("a client");
+        let connection = ServerConnection::new(Arc::clone(certificate)).expect("a connection");
+        if let Ok(mut edge) = tungstenite::accept_hdr(StreamOwned::new(connection, stream), choose)
+        {
+            say(
+                &mut edge,
+                json!({"t": "welcome", "user": "bob", "device": "cli-tail",
+                "session": "1", "heartbeat_ms": 30_000, "ticket": "t", "server": "played"}),
+            );
+            return edge;
+        }
+    }
+}
+
+fn say(edge: &mut Played, frame: Value) {
+    edge.send(Message::text(frame.to_string())).expect("the client is there");
+}
+
+fn push(edge: &mut Played, seq: u64) {
+    say(
+        edge,
+        json!({"t": "msg", "convo": "c", "seq": seq, "mid": seq.to_string(),
+        "from": "alice", "id": seq.to_string(), "ts": 0, "body": "x"}),
+    );
+}
+
+/// The next frame of this kind that the client says.
+fn hear(edge: &mut Played, t: &str) -> Value {
+    loop {
+        let Message::Text(text) = edge.read().expect("the client is there") else { continue };
+        let frame: Value = serde_json::from_str(&text).expect("JSON");
+        if frame["t"] == t {
+            return frame;
+        }
+    }
+}
+
+#[test]
+fn over_tls_a_tail_drops_repetitions_and_asks_for_what_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new();
+    let trusted = folder.path().join("authority.pem");
+    authority.write(&trusted);
+    let certificate = authority.vouch();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("wss://{}", listener.local_addr().expect("bound"));
+    let edge = std::thread::spawn(move || {
+        let mut edge = played(&listener, &certificate);
+        [1, 1, 2].iter().for_each(|seq| push(&mut edge, *seq));
+        say(&mut edge, json!({"t": "synced", "convos": {"c": 2}}));
+        while hear(&mut edge, "ack")["seq"] != 2 {}
+        push(&mut edge, 4);
+        let asked = hear(&mut edge, "sync");
+        assert_eq!(asked["convos"], json!({"c": 2}));
+        [3, 4].iter().for_each(|seq| push(&mut edge, *seq));
+        say(&mut edge, json!({"t": "synced", "ref": asked["ref"], "convos": {"c": 4}}));
+        while hear(&mut edge, "ack")["seq"] != 4 {}
+        // Gone, and back: what was acknowledged comes once more, as after a crash.
+        drop(edge);
+        let mut edge = played(&listener, &certificate);
+        [4, 5].iter().for_each(|seq| push(&mut edge, *seq));
+        while hear(&mut edge, "ack")["seq"] != 5 {}
+        edge
+    });
+    let (code, line) = failure(&mut aldis(&["tail", "--as", "bob", "--url", &url]));
+    assert_eq!(code, 2, "{line}");
+    assert!(line.contains("no TLS with wss://127.0.0.1:"), "{line}");
+    let mut command = aldis(&["tail", "--as", "bob", "--json", "--url", &url]);
+    let tail = Tail::start_with(command.env("SSL_CERT_FILE", &trusted));
+    for seq in 1..=5 {
+        assert_eq!(tail.message()["seq"], seq);
+    }
+    let _edge = edge.join().expect("it went as it was to go");
+    let (code, more, _) = tail.end("INT");
+    assert_eq!((code, more), (Some(0), vec![]));
 }

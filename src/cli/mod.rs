@@ -123,7 +123,10 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<()> {
     let CommandLine { config, log: filter, command } = command_line;
-    log::start(command.process(), filter.as_deref(), io::stderr().is_terminal())?;
+    // What libraries of the clients log is no news to whoever reads their messages.
+    let quiet = matches!(command, Command::Send(_) | Command::Tail(_)).then_some("off");
+    let shown = filter.as_deref().or(quiet);
+    log::start(command.process(), shown, io::stderr().is_terminal())?;
     let file = ConfigurationFile::read(config.as_deref())?;
     // Each ring's socket table is bounded by the soft limit; children inherit it. The check tells
     // of the limits as they were given.

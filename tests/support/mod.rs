@@ -3,8 +3,10 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part of it")]
 
+pub mod authority;
 pub mod client;
 pub mod cluster;
 
+pub use authority::Authority;
 pub use client::Client;
 pub use cluster::Cluster;
