@@ -107,7 +107,7 @@ impl Router {
             return;
         }
         connection.outstanding_count -= 1;
-        connection.outstanding_size -= request.size;
+        connection.outstanding_size -= request.size as u32;
         connection.barrier.answered(turn);
         while let Some(reference) = self.connection(id).and_then(|it| it.barrier.next_pong()) {
             self.pong(id, reference, around);

@@ -19,6 +19,8 @@ pub(super) const PARKED_SIZE_MAX: usize = 1024 * 1024;
 
 const _: () = assert!(PARKED_COUNT_MAX <= OUTSTANDING_COUNT_MAX);
 const _: () = assert!(PARKED_SIZE_MAX <= OUTSTANDING_SIZE_MAX);
+// Counts and sizes within these bounds fit the `u32` that a connection keeps.
+const _: () = assert!(OUTSTANDING_SIZE_MAX < u32::MAX as usize);
 
 /// One chat connection.
 pub(super) struct Connection {
@@ -31,9 +33,9 @@ pub(super) struct Connection {
     /// The ticket in `welcome` ends then at the latest.
     pub ticket_ends_unix_ms: u64,
     pub phase: Phase,
-    /// Operations that are unanswered, pings apart.
-    pub outstanding_count: usize,
-    pub outstanding_size: usize,
+    /// Operations that are unanswered, pings apart, and their bytes.
+    pub outstanding_count: u32,
+    pub outstanding_size: u32,
     pub barrier: Barrier,
     /// The catching-up in which the connection fell behind: live pushes of it or of an earlier one
     /// are reported, not queued.
@@ -42,10 +44,13 @@ pub(super) struct Connection {
     pub room_wanted: Option<u64>,
 }
 
+// There is one for each of a million idle clients: what only a busy one has is in a box.
+const _: () = assert!(size_of::<Option<Connection>>() <= 128);
+
 /// How far a connection is.
 pub(super) enum Phase {
     /// Waits for its session; nothing may be said to the client before `welcome`.
-    Opening(Parked),
+    Opening(Box<Parked>),
     Open(SessionNumber),
 }
 
@@ -59,7 +64,7 @@ impl Connection {
             device,
             manual,
             ticket_ends_unix_ms: u64::MAX,
-            phase: Phase::Opening(Parked::default()),
+            phase: Phase::Opening(Box::default()),
             outstanding_count: 0,
             outstanding_size: 0,
             barrier: Barrier::default(),
@@ -78,8 +83,9 @@ impl Connection {
 
     /// Whether one more operation of `size` bytes is within the connection's bounds.
     pub fn has_room(&self, size: usize) -> bool {
-        self.outstanding_count + self.barrier.ping_count() < OUTSTANDING_COUNT_MAX
-            && self.outstanding_size + size <= OUTSTANDING_SIZE_MAX
+        let (count, bytes) = (self.outstanding_count as usize, self.outstanding_size as usize);
+        count + self.barrier.ping_count() < OUTSTANDING_COUNT_MAX
+            && bytes + size <= OUTSTANDING_SIZE_MAX
     }
 
     /// Nothing of this connection waits for an answer.
@@ -157,20 +163,22 @@ pub(super) fn cost(operation: &Operation) -> usize {
 /// after the last ping. An answer thus touches one number, found by binary search.
 #[derive(Default)]
 pub(super) struct Barrier {
-    pings: VecDeque<Ping>,
-    tail: usize,
+    /// `None`: there are none.
+    #[expect(clippy::box_collection, reason = "an idle connection has a pointer, not a queue")]
+    pings: Option<Box<VecDeque<Ping>>>,
+    tail: u32,
 }
 
 struct Ping {
     /// The last turn before it.
     turn: u64,
     reference: Option<i64>,
-    unanswered: usize,
+    unanswered: u32,
 }
 
 impl Barrier {
     pub fn ping_count(&self) -> usize {
-        self.pings.len()
+        self.pings.as_ref().map_or(0, |pings| pings.len())
     }
 
     /// An operation was taken up.
@@ -180,18 +188,21 @@ impl Barrier {
 
     /// A ping came after turn `turn`. Whether its pong may leave at once.
     pub fn ping(&mut self, turn: u64, reference: Option<i64>) -> bool {
-        if self.pings.is_empty() && self.tail == 0 {
+        if self.pings.is_none() && self.tail == 0 {
             return true;
         }
         let unanswered = std::mem::take(&mut self.tail);
-        self.pings.push_back(Ping { turn, reference, unanswered });
+        self.pings.get_or_insert_default().push_back(Ping { turn, reference, unanswered });
         false
     }
 
     /// The operation with this turn was answered.
     pub fn answered(&mut self, turn: u64) {
-        let index = self.pings.partition_point(|ping| ping.turn < turn);
-        match self.pings.get_mut(index) {
+        let behind = self.pings.as_mut().and_then(|pings| {
+            let index = pings.partition_point(|ping| ping.turn < turn);
+            pings.get_mut(index)
+        });
+        match behind {
             Some(ping) => ping.unanswered -= 1,
             None => self.tail -= 1,
         }
@@ -199,10 +210,10 @@ impl Barrier {
 
     /// The `ref` of the next ping whose pong may leave now.
     pub fn next_pong(&mut self) -> Option<Option<i64>> {
-        if self.pings.front()?.unanswered > 0 {
-            return None;
-        }
-        self.pings.pop_front().map(|ping| ping.reference)
+        let pings = self.pings.as_mut()?;
+        let ping = pings.pop_front_if(|ping| ping.unanswered == 0)?;
+        self.pings.take_if(|pings| pings.is_empty());
+        Some(ping.reference)
     }
 }
 

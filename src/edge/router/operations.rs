@@ -56,7 +56,7 @@ impl Router {
         };
         connection.barrier.asked();
         connection.outstanding_count += 1;
-        connection.outstanding_size += size;
+        connection.outstanding_size += size as u32;
         let asked_at_us = around.now.monotonic_us;
         let request = Unanswered { asker: id, reference, message, size, asked_at_us, entry: None };
         self.requests.ask(request, around.outlet);
