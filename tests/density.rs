@@ -1,8 +1,9 @@
 //! What an idle chat connection costs: many of them in one shard of a real edge, each with a
 //! session and synced, and how much larger its process is for them.
 //!
-//! The first thousand are there before the measurement, and are not idle at first: they touch all
-//! of the receive buffers, which are taken once and which all connections share.
+//! The first thousand talk before they are idle, and so touch all of the receive buffers, which are
+//! taken once and which all connections share. They leave free memory behind, too, that later ones
+//! use: the truth about one connection is between the two numbers that are printed.
 //!
 //! `ALDIS_IDLE=15000` in release mode is the measurement (`.ci/stages/45-density`); the size that
 //! runs with all other tests only shows that it works.
@@ -16,13 +17,16 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use support::cluster::Cluster;
 
-/// Bytes of the edge's process for each further connection, at most, everything included. 127 to
-/// 194 were measured (benches/record); an allocator that keeps 1 MiB more makes 75 of 14,000.
-const SIZE_MAX: u64 = 320;
+/// Bytes of the edge's process for each connection, at most: all of its growth over the empty
+/// one. 507 to 620 were measured (benches/record).
+const WHOLE_MAX: u64 = 768;
+/// The same beyond the first thousand: 9 to 234 were measured, for 1 MiB more or less that the
+/// allocator keeps makes 75.
+const FURTHER_MAX: u64 = 400;
 /// Below this many a page more or less decides.
 const COUNT_TELLING: u64 = 10_000;
-/// Connections before the measurement, and how often each of them says something: more often than
-/// there are buffers, altogether.
+/// The first ones, and how often each of them says something: more often than there are buffers,
+/// altogether.
 const FIRST_COUNT: u64 = 1_000;
 const FIRST_ROUNDS: usize = 10;
 /// Handshakes under way at a time.
@@ -51,26 +55,27 @@ fn idle_connections_are_small() {
     let first = pids.map(resident_size);
     open(&mut clients, &cluster, count);
     let all = pids.map(resident_size);
-    let further = [0, 1].map(|index| all[index].saturating_sub(first[index]));
-    let [edge, sequencer] = further.map(|bytes| bytes / (count - first_count));
-    println!(
-        "{count} idle chat connections in one shard\n\
-         edge:      {} KiB empty, {} KiB with {first_count}, {} KiB with all: {edge} bytes for \
-         each further one\n\
-         sequencer: {} KiB empty, {} KiB with {first_count}, {} KiB with all: {sequencer} bytes \
-         for each further one",
-        empty[0] / 1024,
-        first[0] / 1024,
-        all[0] / 1024,
-        empty[1] / 1024,
-        first[1] / 1024,
-        all[1] / 1024,
-    );
+    let per_connection = |index: usize| {
+        let whole = all[index].saturating_sub(empty[index]) / count;
+        let further = all[index].saturating_sub(first[index]) / (count - first_count);
+        (whole, further)
+    };
+    println!("{count} idle chat connections in one shard");
+    for (index, name) in ["edge", "sequencer"].into_iter().enumerate() {
+        let [empty, first, all] = [empty, first, all].map(|sizes| sizes[index] / 1024);
+        let (whole, further) = per_connection(index);
+        println!(
+            "{name}: {empty} KiB empty, {first} KiB with {first_count}, {all} KiB with all: \
+             {whole} bytes for each, {further} for each beyond the first {first_count}"
+        );
+    }
     assert_eq!(cluster.metric("edge", "aldis_connections"), Some(count as f64));
     all_answer(&mut clients);
     clients.iter().for_each(reset_at_close);
     if count >= COUNT_TELLING {
-        assert!(edge <= SIZE_MAX, "{edge} bytes are more than {SIZE_MAX}");
+        let (whole, further) = per_connection(0);
+        assert!(whole <= WHOLE_MAX, "{whole} bytes are more than {WHOLE_MAX}");
+        assert!(further <= FURTHER_MAX, "{further} bytes are more than {FURTHER_MAX}");
     }
 }
 
