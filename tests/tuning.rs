@@ -205,14 +205,15 @@ fn filter(allowed: &[&str], numbers: &BTreeMap<String, u32>) -> Vec<u8> {
 
 /// Runs `aldis check` under the filter; `None` where nothing can apply one.
 fn check_filtered(folder: &Path, program: &[u8]) -> Option<Output> {
+    let mut trial = Command::new("bwrap");
+    let trial = trial.args(["--dev-bind", "/", "/", "true"]).output();
+    trial.ok().filter(|output| output.status.success())?;
     let file = folder.join("filter");
     fs::write(&file, program).expect("written");
-    let line = "exec bwrap --dev-bind / / --seccomp 10 \"$0\" check --data \"$1\" 10<\"$2\"";
+    let line = "exec bwrap --dev-bind / / --seccomp 3 \"$0\" check --data \"$1\" 3<\"$2\"";
     let mut command = Command::new("sh");
     command.args(["-c", line, env!("CARGO_BIN_EXE_aldis")]).arg(folder).arg(&file);
-    let output = command.output().expect("sh runs");
-    let is_ours = output.stdout.starts_with(b"Aldis ");
-    is_ours.then_some(output)
+    Some(command.output().expect("sh runs"))
 }
 
 #[test]
@@ -238,7 +239,8 @@ fn the_profile_of_containers_allows_io_uring_and_without_it_the_check_says_so() 
     };
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(text.contains("system call filter (seccomp)"), "{text}");
+    let is_filtered = |line: &str| line.contains("(seccomp)") && line.ends_with("  filter");
+    assert!(text.lines().any(is_filtered), "{text}");
     // As the default profiles of containers are.
     let without: Vec<&str> =
         names.iter().copied().filter(|name| !name.starts_with("io_uring_")).collect();
