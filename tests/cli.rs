@@ -281,6 +281,23 @@ fn what_cannot_work_says_what_to_do() {
 }
 
 #[test]
+fn a_server_that_says_never_does_not_break_a_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let busy = format!("ws://{}", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = (&stream).read(&mut [0; 4096]);
+            let head = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close";
+            let _ = write!(&stream, "{head}\r\nRetry-After: {}\r\n\r\n", u64::MAX);
+        }
+    });
+    let arguments = ["send", "--as", "alice", "--to", "bob", "--url", &busy, "hello"];
+    let (code, line) = failure(&mut aldis(&arguments));
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains("not confirmed") && line.contains("refused for now, 503"), "{line}");
+}
+
+#[test]
 fn an_edge_that_asks_for_tokens_is_told_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let secret = folder.path().join("secret.key");

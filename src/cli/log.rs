@@ -18,11 +18,14 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::failure::Usage;
 
-/// Begins logging for `process`, as `filter` says (`info` by default), until the process ends.
+/// What Aldis itself says; of the libraries in it only what is wrong.
+const FILTER: &str = "warn,aldis=info";
+
+/// Begins logging for `process`, as `filter` says (by default [`FILTER`]), until the process ends.
 /// From then on a panic of any thread is logged and ends the whole process: a process that lost
 /// a thread would go on half dead.
 pub fn start(process: &'static str, filter: Option<&str>, on_terminal: bool) -> Result<(), Usage> {
-    let filter = filter.unwrap_or("info");
+    let filter = filter.unwrap_or(FILTER);
     let parsed = EnvFilter::try_new(filter).map_err(|error| {
         Usage(format!("--log {filter:?}: {error}; write `info` or `info,aldis::link=debug`"))
     })?;

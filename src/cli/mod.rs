@@ -47,7 +47,7 @@ struct CommandLine {
     #[arg(long, global = true, env = "ALDIS_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, or a filter such as
-    /// `info,aldis::link=debug`. Default: info.
+    /// `info,aldis::link=debug`. Default: warn,aldis=info.
     #[arg(long, global = true, env = "ALDIS_LOG", value_name = "FILTER")]
     log: Option<String>,
     #[command(subcommand)]

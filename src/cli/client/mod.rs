@@ -22,6 +22,8 @@ pub const LOOK: Duration = Duration::from_millis(500);
 
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 10_000;
+/// The longest pause that a server may ask for.
+const TOLD_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Args, Debug)]
 pub struct ClientSettings {
@@ -122,10 +124,10 @@ impl Client {
         Ok(session)
     }
 
-    /// How long to wait before the next attempt; `told` is what the server said.
+    /// How long to wait before the next attempt; `told` is what the server said, within bounds.
     pub fn pause(&mut self, told: Option<Duration>) -> Duration {
         let pause = self.backoff.next(getrandom::u64().unwrap_or(u64::MAX));
-        told.unwrap_or(pause)
+        told.map_or(pause, |told| told.min(TOLD_MAX))
     }
 
     /// A line for the person in front of it, apart from what goes to stdout.

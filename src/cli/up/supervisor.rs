@@ -176,7 +176,9 @@ impl Supervisor {
             self.welcomed = true;
             self.health.set_ok();
             let is_development = self.plan.identity.auth == "dev";
-            let text = welcome::text(self.plan.listen, &self.plan.directory, is_development);
+            let program = std::env::args().next().unwrap_or_else(|| "aldis".to_owned());
+            let text =
+                welcome::text(&program, self.plan.listen, &self.plan.directory, is_development);
             let mut output = io::stdout().lock();
             // Nobody may be listening; the children serve all the same.
             let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
