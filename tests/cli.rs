@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -229,7 +229,7 @@ fn a_tail_ends_when_nobody_reads_it_and_when_another_takes_over() {
     let mut first = Tail::start(&cluster, &["--as", "bob"]);
     let (code, _, error) = unread.wait();
     assert_eq!(code, Some(1));
-    assert!(error.contains("another tail of the same user took over"), "{error}");
+    assert!(error.contains("another connection of the same user and device took over"), "{error}");
     // As `aldis tail | head -1` does.
     let mut piped = aldis(&["tail", "--as", "carol", "--url", &address(&cluster)]);
     let mut piped = piped.stdout(Stdio::piped()).spawn().expect("the binary runs");
@@ -252,7 +252,7 @@ fn what_cannot_work_says_what_to_do() {
     };
     let (code, line) = send(&["--to", "bob", "--id", "x1", "hello"]);
     assert_eq!(code, 1);
-    for part in ["Connection refused", "is `aldis up` running?", "--id x1"] {
+    for part in ["not sent", "Connection refused", "is `aldis up` running?"] {
         assert!(line.contains(part), "{line}");
     }
     for (more, part) in [
@@ -260,6 +260,7 @@ fn what_cannot_work_says_what_to_do() {
         (&["--to", "bob", "--id", "", "hello"], "--id: it must be 1 to 64 bytes"),
         (&["--convo", "dm:b:a", "hello"], "is no conversation's name"),
         (&["--to", "bob", "--timeout", "soon", "hello"], "write it as 10s or 5m"),
+        (&["--to", "bob", "--jsno"], "For more information, try '--help'."),
     ] {
         let mut command = aldis(&["send", "--as", "alice", "--url", closed]);
         let (code, line) = failure(command.args(more));
@@ -281,6 +282,19 @@ fn what_cannot_work_says_what_to_do() {
 }
 
 #[test]
+fn a_server_that_hangs_is_given_the_time_that_was_given_and_no_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let deaf = format!("ws://{}", listener.local_addr().expect("bound"));
+    let begin = Instant::now();
+    let arguments = ["send", "--as", "a", "--to", "b", "--timeout", "1s", "--url", &deaf, "hello"];
+    let (code, line) = failure(&mut aldis(&arguments));
+    // Its patience with a server is 10 s where nobody says otherwise.
+    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains("not sent") && line.contains("no answer to the handshake"), "{line}");
+}
+
+#[test]
 fn a_server_that_says_never_does_not_break_a_client() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let busy = format!("ws://{}", listener.local_addr().expect("bound"));
@@ -294,7 +308,7 @@ fn a_server_that_says_never_does_not_break_a_client() {
     let arguments = ["send", "--as", "alice", "--to", "bob", "--url", &busy, "hello"];
     let (code, line) = failure(&mut aldis(&arguments));
     assert_eq!(code, 1, "{line}");
-    assert!(line.contains("not confirmed") && line.contains("refused for now, 503"), "{line}");
+    assert!(line.contains("not sent") && line.contains("refused for now, 503"), "{line}");
 }
 
 #[test]

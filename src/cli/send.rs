@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
@@ -39,8 +39,9 @@ pub struct SendSettings {
     /// Print the server's answer as it came: one line of JSON.
     #[arg(long)]
     json: bool,
-    /// The message; `-` reads it from stdin, all of it, a line end included.
-    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    /// The message; `-` reads it from stdin, all of it, a line end included. One that begins with a
+    /// dash stands behind `--`.
+    #[arg(value_name = "TEXT")]
     text: String,
 }
 
@@ -61,15 +62,26 @@ pub fn run(settings: SendSettings, stop: &StopFlag) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(timeout_s);
     let mut client = Client::new("send", settings.client, DEVICE, true)?;
     let mut told = false;
+    let mut is_said = false;
     loop {
-        let (reason, retry) = match attempt(&mut client, &frame, deadline, stop)? {
-            Attempt::Answered(answer) => return print(&answer, settings.json),
+        let (reason, retry) = match attempt(&mut client, &frame, deadline, &mut is_said, stop)? {
+            Attempt::Answered(answer) => {
+                return print(&answer, settings.json).with_context(|| {
+                    format!("it is sent (id {id}), but the answer could not be written to stdout")
+                });
+            }
             Attempt::Again(reason, retry) => (reason, retry),
         };
         let pause = client.pause(retry);
         if stop.is_raised() || Instant::now() + pause >= deadline {
-            let again = format!("it may be stored or not: repeat it with --id {id}");
-            return Err(anyhow!("not confirmed: {}: {reason}; {again}", client.address()));
+            let address = client.address();
+            return Err(match is_said {
+                false => anyhow!("not sent: {address}: {reason}"),
+                true => anyhow!(
+                    "not confirmed: {address}: {reason}; it may be stored or not: repeat it with \
+                     --id {id}"
+                ),
+            });
         }
         if !told {
             client.note(&format!("{}: {reason}; trying for {timeout_s} s", client.address()));
@@ -83,13 +95,15 @@ fn attempt(
     client: &mut Client,
     frame: &Value,
     deadline: Instant,
+    is_said: &mut bool,
     stop: &StopFlag,
 ) -> anyhow::Result<Attempt> {
-    let mut session = match client.connect() {
+    let mut session = match client.connect(deadline) {
         Ok(session) => session,
         Err(Unreached::Later { reason, retry }) => return Ok(Attempt::Again(reason, retry)),
         Err(Unreached::Never(usage)) => return Err(usage.into()),
     };
+    *is_said = true;
     let attempt = ask(&mut session, frame, deadline, stop)?;
     session.close();
     Ok(attempt)
@@ -111,7 +125,10 @@ fn ask(
             Heard::Nothing if session.is_silent() => break,
             Heard::Nothing => continue,
             Heard::Closed(Some(REPLACED)) => {
-                return Ok(Attempt::Again("another aldis send took over".to_owned(), None));
+                return Ok(Attempt::Again(
+                    "another connection of the same user and device took over".to_owned(),
+                    None,
+                ));
             }
             Heard::Closed(_) => {
                 return Ok(Attempt::Again("the connection was lost".to_owned(), retry));

@@ -7,14 +7,14 @@ mod marks;
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Client, ClientSettings, Heard, LOOK, REPLACED, Session, Unreached};
+use super::client::{Client, ClientSettings, Heard, LOOK, PATIENCE, REPLACED, Session, Unreached};
 use crate::sys::StopFlag;
 use marks::{Marks, Verdict};
 
@@ -72,7 +72,7 @@ pub fn run(settings: TailSettings, stop: &StopFlag) -> anyhow::Result<()> {
     let mut client = Client::new("tail", settings.client, DEVICE, false)?;
     let mut is_away = false;
     while !stop.is_raised() {
-        let (reason, retry) = match client.connect() {
+        let (reason, retry) = match client.connect(Instant::now() + PATIENCE) {
             Ok(session) => {
                 if std::mem::take(&mut is_away) {
                     client.note("connected again");
@@ -82,7 +82,9 @@ pub fn run(settings: TailSettings, stop: &StopFlag) -> anyhow::Result<()> {
                     End::Lost { reason, retry } => (reason, retry),
                     End::Replaced => {
                         return Err(anyhow!(
-                            "another tail of the same user took over; there is one at a time"
+                            "another connection of the same user and device took over; there is \
+                             one at a time. With tokens, each command needs one with a `dev` of \
+                             its own"
                         ));
                     }
                 }

@@ -25,8 +25,6 @@ use crate::link::{LinkEvent, Outlet, PeerId};
 
 /// Cursors gather this long, newest per device and conversation, before they enter the log.
 pub(super) const GATHER_US: u64 = 20_000;
-/// After a restart fan-out waits at most this long for the edges to tell their sessions again.
-pub(super) const RETELL_US: u64 = 10_000_000;
 /// Bytes of decided records that may wait for the store; beyond it sends are refused.
 pub(super) const WAITING_SIZE_MAX: usize = 64 * 1024 * 1024;
 /// When a refused client may come again.
@@ -358,8 +356,7 @@ impl Sequencer {
         self.appender = Some(Appender::new(epoch, next_lsn));
         self.last_mid = mid;
         self.last_ts = ts;
-        let resume_us = self.now.monotonic_us + RETELL_US;
-        self.fanout.recover(fanned_out, next_lsn - 1, edges, resume_us);
+        self.fanout.recover(fanned_out, next_lsn - 1, edges, self.now.monotonic_us);
         self.requests.open();
         self.read_log(out);
         let present = self.edges.iter().map(|(peer, edge)| (*peer, edge.name.clone()));
@@ -434,7 +431,7 @@ impl Sequencer {
         }
     }
 
-    fn note_edge(&mut self, name: Id, present: bool) {
+    pub(super) fn note_edge(&mut self, name: Id, present: bool) {
         if self.fanout.note_edge(&name, present) {
             self.appender().append(Record::Edge { name, present }, Vec::new());
         }

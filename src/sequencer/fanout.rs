@@ -20,6 +20,11 @@ use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::link::{Outlet, PeerId};
 
+/// After a start fan-out waits at most this long for the edges to tell their sessions again, so that
+/// not every device that is connected gets a marker ...
+const RETELL_US: u64 = 10_000_000;
+/// ... but only this long for one that is not linked. A living edge is within milliseconds.
+const APPEAR_US: u64 = 2_000_000;
 /// A live device has this long to acknowledge before a marker is written for it.
 const GRACE_US: u64 = 1_000_000;
 /// The position enters the log at most this often.
@@ -55,9 +60,11 @@ pub struct Fanout {
     /// The next position to read from the log, and the last one that is there from before.
     read_next: u64,
     read_upto: u64,
-    /// Edges that have not told their sessions since the start, and how long they have.
+    /// Edges that have not told their sessions since the start, how long they have to begin with
+    /// it, and how long to finish.
     expected: BTreeSet<Id>,
     told: BTreeSet<Id>,
+    awaited_until_us: u64,
     paused_until_us: u64,
     /// Edges present, by the log.
     edges: BTreeSet<Id>,
@@ -71,14 +78,15 @@ pub struct Fanout {
 
 impl Fanout {
     /// Starts above the durable position `fanned_out`; the log from before ends at `upto`.
-    pub fn recover(&mut self, fanned_out: u64, upto: u64, edges: Vec<Id>, resume_us: u64) {
+    pub fn recover(&mut self, fanned_out: u64, upto: u64, edges: Vec<Id>, now_us: u64) {
         self.read_next = fanned_out + 1;
         self.read_upto = upto;
         self.consumed = fanned_out;
         self.logged = fanned_out;
         self.expected = edges.iter().filter(|name| !self.told.contains(*name)).cloned().collect();
         self.edges = edges.into_iter().collect();
-        self.paused_until_us = resume_us;
+        self.awaited_until_us = now_us + APPEAR_US;
+        self.paused_until_us = now_us + RETELL_US;
     }
 
     /// A record became durable.
@@ -112,6 +120,12 @@ impl Fanout {
         self.flights.front().map_or(self.consumed, |flight| flight.lsn - 1)
     }
 
+    /// Edges that should have come by now.
+    fn overdue(&self, now_us: u64) -> Vec<Id> {
+        let is_over = now_us >= self.awaited_until_us;
+        self.expected.iter().filter(|_| is_over).cloned().collect()
+    }
+
     fn is_paused(&self, now_us: u64) -> bool {
         !self.expected.is_empty() && now_us < self.paused_until_us
     }
@@ -132,6 +146,7 @@ impl Fanout {
 impl Sequencer {
     /// Consumes what is due, writes missing markers, moves the position, and logs it.
     pub(super) fn advance_fanout(&mut self, out: &mut dyn Outlet) {
+        self.give_up_absent();
         if !self.fanout.is_paused(self.now.monotonic_us) {
             for _ in 0..CONSUME_COUNT_MAX {
                 let Some((lsn, record)) = self.fanout.next() else {
@@ -142,6 +157,16 @@ impl Sequencer {
         }
         self.settle();
         self.log_position();
+    }
+
+    /// An edge that is gone, or has another name or fewer shards by now, is not waited for, and not
+    /// by the next life either.
+    fn give_up_absent(&mut self) {
+        for name in self.fanout.overdue(self.now.monotonic_us) {
+            if !self.edges.values().any(|edge| edge.name == name) {
+                self.note_edge(name, false);
+            }
+        }
     }
 
     /// Asks for the next piece of the log from before the start.

@@ -1,4 +1,5 @@
-//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow.
+//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow. And one that
+//! remembers edges which are gone.
 
 use bytes::Bytes;
 
@@ -7,7 +8,7 @@ use super::core::{Sequencer, WAITING_SIZE_MAX};
 use crate::clock::Now;
 use crate::limits::{BATCH_SIZE_MAX, BODY_SIZE_MAX};
 use crate::link::message::{Address, Code, FromStore, Target, ToEdge, ToSequencer, ToStore};
-use crate::link::record::Body;
+use crate::link::record::{Body, Id};
 use crate::link::wire::Wire;
 use crate::link::{LinkEvent, LinkFull, Outlet, PeerId};
 
@@ -38,6 +39,7 @@ struct World {
     sequencer: Sequencer,
     said: Said,
     now: Now,
+    edges: Vec<Id>,
     /// Questions of the sequencer that the store has answered, or keeps waiting.
     seen: usize,
     /// Batches whose sync takes for ever.
@@ -47,21 +49,32 @@ struct World {
 
 impl World {
     fn new() -> World {
+        let mut world = World::with_edges(&[]);
+        world.sync();
+        world
+    }
+
+    /// `edges`: those that were there before, by the log.
+    fn with_edges(edges: &[&str]) -> World {
         let sequencer = Sequencer::new(1, STORE, Budget::default());
         let now = Now { monotonic_us: 1_000_000, unix_ms: 1_800_000_000_000 };
         let (said, syncing) = (Said::default(), Vec::new());
-        let mut world = World { sequencer, said, now, seen: 0, syncing, sends: 0 };
+        let edges = edges.iter().map(|&name| name.into()).collect();
+        let mut world = World { sequencer, said, now, edges, seen: 0, syncing, sends: 0 };
         for (peer, name) in [(STORE, "store"), (EDGE, "edge")] {
             let (name, incarnation, durable_seen) = (name.into(), 1, 0);
             world.event(LinkEvent::Began { peer, name, incarnation, durable_seen });
         }
         world.turn();
-        // That there is an edge is a record of its own.
-        while let Some((to, next_lsn)) = world.syncing.pop() {
-            world.answer(FromStore::Durable { to, next_lsn });
-            world.turn();
-        }
         world
+    }
+
+    /// Everything appended so far becomes durable; that there is an edge is a record of its own.
+    fn sync(&mut self) {
+        while let Some((to, next_lsn)) = self.syncing.pop() {
+            self.answer(FromStore::Durable { to, next_lsn });
+            self.turn();
+        }
     }
 
     fn event(&mut self, event: LinkEvent) {
@@ -83,7 +96,7 @@ impl World {
                     fanned_out: 1,
                     mid: 0,
                     ts: 0,
-                    edges: Vec::new(),
+                    edges: self.edges.clone(),
                 },
                 ToStore::Append { first_lsn, count, .. } => {
                     self.syncing.push((to, first_lsn + u64::from(count)));
@@ -185,4 +198,32 @@ fn a_store_without_room_is_asked_again_and_new_sends_are_refused_until_it_has() 
     assert_eq!(world.sent(), 1);
     world.send();
     assert_eq!((world.syncing.len(), world.refusals()), (1, 1), "taken again");
+}
+
+#[test]
+fn an_edge_that_is_gone_is_waited_for_a_moment_and_then_forgotten() {
+    let mut world = World::with_edges(&["edge", "gone"]);
+    let told = ToSequencer::Retold.to_bytes().into();
+    world.event(LinkEvent::Entry { peer: EDGE, number: 1, entry: told });
+    world.send();
+    world.sync();
+    for _ in 0..19 {
+        world.now.monotonic_us += 100_000;
+        world.turn();
+        world.sync();
+        assert!(world.sequencer.fanout_lag() > 0, "the other edge may still come");
+    }
+    world.now.monotonic_us += 200_000;
+    world.turn();
+    let forgotten = world.said.store.iter().filter(|said| match said {
+        ToStore::Append { records, .. } => records.windows(4).any(|window| window == b"gone"),
+        _ => false,
+    });
+    assert_eq!(forgotten.count(), 1, "nor does the next life wait for it");
+    // Fan-out goes on: bob, who never connected, gets his marker.
+    world.sync();
+    world.now.monotonic_us += 100_000;
+    world.turn();
+    world.sync();
+    assert!(world.sequencer.counters.markers_total > 0);
 }

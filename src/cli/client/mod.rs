@@ -4,10 +4,10 @@ mod address;
 mod session;
 
 pub use address::Address;
-pub use session::{Heard, Session};
+pub use session::{Heard, PATIENCE, Session};
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -95,8 +95,8 @@ impl Client {
         &self.settings.url
     }
 
-    /// Connects: by the ticket of the last connection, else by token or name.
-    pub fn connect(&mut self) -> Result<Session, Unreached> {
+    /// Connects until `deadline`: by the ticket of the last connection, else by token or name.
+    pub fn connect(&mut self, deadline: Instant) -> Result<Session, Unreached> {
         let ticket = self.ticket.take();
         let who = Credentials {
             user: self.settings.user.as_deref(),
@@ -104,9 +104,9 @@ impl Client {
             token: self.settings.token.as_deref(),
             ticket: ticket.as_deref(),
         };
-        let opened = Session::open(&self.settings.url, &who, self.manual);
+        let opened = Session::open(&self.settings.url, &who, self.manual, deadline);
         let session = match opened {
-            Err(Refused::Unbelieved) if ticket.is_some() => return self.connect(),
+            Err(Refused::Unbelieved) if ticket.is_some() => return self.connect(deadline),
             Err(Refused::Unbelieved) => return Err(Unreached::Never(self.unbelieved())),
             Err(Refused::Unreached(unreached)) => {
                 self.ticket = ticket;

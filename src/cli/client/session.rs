@@ -19,8 +19,8 @@ use super::address::Address;
 use crate::cli::failure::Usage;
 use crate::protocol::Subprotocol;
 
-/// For a TCP connection, for the answer to the handshake, for one write.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For a connection with its welcome, and for one write.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Who connects, and how it proves that.
 pub struct Credentials<'a> {
@@ -69,22 +69,24 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 impl Session {
-    /// Connects and takes the welcome. `manual`: nothing is pushed before the first `sync`.
+    /// Connects and takes the welcome until `deadline`, and for [`PATIENCE`] at the most. `manual`:
+    /// nothing is pushed before the first `sync`.
     pub fn open(
         address: &Address,
         who: &Credentials<'_>,
         manual: bool,
+        deadline: Instant,
     ) -> Result<Session, Refused> {
+        let deadline = deadline.min(Instant::now() + PATIENCE);
         let request = request(address, who, manual)?;
-        let tcp = connect(address)?;
+        let tcp = connect(address, deadline)?;
         let stream = secure(address, tcp.try_clone().map_err(later)?)?;
         let (socket, _response) =
             tungstenite::client(request, stream).map_err(|error| refused(address, error))?;
         let nothing = Welcome { user: String::new(), heartbeat_ms: 0, ticket: String::new() };
         let mut session = Session { socket, tcp, heard_at: Instant::now(), welcome: nothing };
-        let deadline = Instant::now() + PATIENCE;
         loop {
-            match session.hear(deadline.saturating_duration_since(Instant::now())) {
+            match session.hear(until(deadline)) {
                 Heard::Frame(text) => {
                     session.welcome = serde_json::from_str(&text)
                         .map_err(|_| never(format!("{address} is no edge of Aldis")))?;
@@ -177,16 +179,16 @@ fn request(
     request.body(()).map_err(|_| never(format!("{address} or the token cannot be sent as it is")))
 }
 
-fn connect(address: &Address) -> Result<TcpStream, Unreached> {
+fn connect(address: &Address, deadline: Instant) -> Result<TcpStream, Unreached> {
     let addresses = (address.host.as_str(), address.port).to_socket_addrs().map_err(|error| {
         later(format!("{:?} cannot be looked up: {error}; is --url right?", address.host))
     })?;
     let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
     for one in addresses {
-        match TcpStream::connect_timeout(&one, PATIENCE) {
+        match TcpStream::connect_timeout(&one, until(deadline)) {
             Ok(tcp) => {
                 tcp.set_nodelay(true).map_err(later)?;
-                tcp.set_read_timeout(Some(PATIENCE)).map_err(later)?;
+                tcp.set_read_timeout(Some(until(deadline))).map_err(later)?;
                 tcp.set_write_timeout(Some(PATIENCE)).map_err(later)?;
                 return Ok(tcp);
             }
@@ -262,6 +264,11 @@ impl From<Unreached> for Refused {
     fn from(unreached: Unreached) -> Refused {
         Refused::Unreached(unreached)
     }
+}
+
+/// What is left, but never nothing: zero would mean for ever.
+fn until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 fn is_only_time(error: &io::Error) -> bool {
