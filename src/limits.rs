@@ -22,6 +22,8 @@ pub const LINK_ENTRY_SIZE_MAX: usize = 4 * 1024 * 1024;
 pub const LINK_GREETING_SIZE_MAX: usize = 4 * 1024;
 /// Bytes a link keeps unacknowledged in one direction before it refuses more.
 pub const LINK_WINDOW_SIZE: usize = 64 * 1024 * 1024;
+/// Connections of one edge shard: no ring's socket table is larger.
+pub const SHARD_SLOT_COUNT_MAX: u32 = 1 << 20;
 /// Bytes of records in one log batch: ends a batch early, so that a commit stays short.
 pub const BATCH_SIZE_MAX: usize = 1024 * 1024;
 /// One page-sized chunk of a backlog on its way to a session.

@@ -2,7 +2,8 @@
 //! and loaded again when they are touched (second chance: a busy one goes to the end of the line).
 //!
 //! Invariant: whatever the log does not say yet stays. A conversation with a pending send, a user
-//! with a session, a cursor on its way into the log, or a message in flight is never dropped.
+//! whose session is catching up, a cursor on its way into the log, or a message in flight is never
+//! dropped. Of a session at rest the registry keeps what is needed.
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,7 @@ use super::user::User;
 use crate::link::record::{ConversationName, Id};
 
 /// How many are looked at in one turn, so that no turn is long.
-const LOOK_COUNT_MAX: usize = 64;
+const LOOK_COUNT_MAX: usize = 1_024;
 
 /// What may be kept in memory at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct Budget {
 impl Default for Budget {
     /// About 1.5 GiB when it is full of conversations of the usual kind.
     fn default() -> Budget {
-        Budget { conversations_max: 500_000, users_max: 500_000, fingerprints_max: 32_000_000 }
+        Budget { conversations_max: 500_000, users_max: 200_000, fingerprints_max: 32_000_000 }
     }
 }
 
@@ -57,7 +58,8 @@ impl Sequencer {
             let crowded = self.users.len() > self.budget.users_max;
             let Some(user) = self.residents.users.pop_front_if(|_| crowded) else { break };
             if self.users.get(&user).is_some_and(User::is_idle) {
-                self.users.remove(&user);
+                let left = self.users.remove(&user).expect("looked at it");
+                self.registry.rest(user, left);
                 self.counters.evicted_total += 1;
             } else {
                 self.residents.users.push_back(user);

@@ -6,7 +6,7 @@
 //! When the store refuses its epoch it asks to be thrown away ([`Outcome::Rebuild`]): everything
 //! speculative goes with it, and the next one acquires a higher epoch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
@@ -14,6 +14,7 @@ use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
+use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
 use super::user::User;
 use crate::admin::Latency;
@@ -75,8 +76,8 @@ pub(super) struct Edge {
     pub name: Id,
     /// Counts the sessions with it.
     pub life: u64,
-    /// Whose sessions it holds.
-    pub sessions: BTreeSet<(Id, Id)>,
+    /// The sessions that it holds.
+    pub held: Held,
 }
 
 /// See the module.
@@ -89,6 +90,7 @@ pub struct Sequencer {
     pub(super) requests: Requests,
     pub(super) conversations: HashMap<ConversationName, Conversation>,
     pub(super) users: HashMap<Id, User>,
+    pub(super) registry: Registry,
     pub(super) edges: BTreeMap<PeerId, Edge>,
     lives: u64,
     pub(super) fanout: Fanout,
@@ -131,6 +133,7 @@ impl Sequencer {
             requests: Requests::default(),
             conversations: HashMap::new(),
             users: HashMap::new(),
+            registry: Registry::default(),
             edges: BTreeMap::new(),
             lives: 0,
             fanout: Fanout::default(),
@@ -204,7 +207,7 @@ impl Sequencer {
 
     /// Sessions that stand, over all edges.
     pub fn session_count(&self) -> usize {
-        self.edges.values().map(|edge| edge.sessions.len()).sum()
+        self.edges.values().map(|edge| edge.held.count()).sum()
     }
 
     /// Positions between the end of the log and what fan-out has settled.
@@ -256,7 +259,7 @@ impl Sequencer {
         self.requests.flush(self.store, self.now.monotonic_us, out);
     }
 
-    fn break_with(&mut self, peer: PeerId) {
+    pub(super) fn break_with(&mut self, peer: PeerId) {
         self.counters.malformed_total += 1;
         self.broken.push(peer);
     }
@@ -410,7 +413,7 @@ impl Sequencer {
     fn edge_began(&mut self, peer: PeerId, name: Id, out: &mut dyn Outlet) {
         self.lives += 1;
         self.fanout.untold(&name);
-        let edge = Edge { name: name.clone(), life: self.lives, sessions: BTreeSet::new() };
+        let edge = Edge { name: name.clone(), life: self.lives, held: Held::default() };
         self.edges.insert(peer, edge);
         if let Some(appender) = &self.appender {
             let epoch = appender.epoch;
@@ -423,8 +426,8 @@ impl Sequencer {
         let Some(edge) = self.edges.remove(&peer) else {
             return;
         };
-        for (user, device) in &edge.sessions {
-            self.forget_session(user, device, peer);
+        for user in edge.held.into_users() {
+            self.forget_sessions_at(&user, peer);
         }
         if self.appender.is_some() {
             self.note_edge(edge.name, false);

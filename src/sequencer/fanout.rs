@@ -285,7 +285,7 @@ impl Sequencer {
                 let (convo, by) = (convo.clone(), user.clone());
                 let task = Task::Tell { convo, seq, watermark, by };
                 // Who is not loaded has no session, and nobody to tell.
-                if self.users.contains_key(&member) {
+                if self.users.contains_key(&member) || self.registry.contains(&member) {
                     self.with_user(member, task, out);
                 }
             }

@@ -13,6 +13,7 @@ mod metrics;
 pub mod options;
 mod order;
 pub mod process;
+mod registry;
 mod requests;
 mod sessions;
 mod stream;

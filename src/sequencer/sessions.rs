@@ -11,6 +11,7 @@ use super::core::Sequencer;
 use super::requests::Purpose;
 use super::stream::Session;
 use super::user::{DeviceCursor, Task};
+use crate::limits::SHARD_SLOT_COUNT_MAX;
 use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -45,8 +46,17 @@ impl Sequencer {
         match said {
             ToSequencer::Confirm { address, session: number, user, device, manual }
             | ToSequencer::Retell { address, session: number, user, device, manual } => {
+                if address.slot >= SHARD_SLOT_COUNT_MAX {
+                    return self.break_with(waiter.peer);
+                }
                 let confirmed = Confirmed { waiter, address, number, device, manual };
                 self.with_user(user, Task::Confirm(confirmed), out);
+            }
+            ToSequencer::Close { address, session, user, .. }
+                if !self.users.contains_key(&user) =>
+            {
+                self.close_resting(&user, address, session);
+                self.release(waiter.peer, address, &user);
             }
             ToSequencer::Close { address, session, user, device } => {
                 self.with_user(user, Task::Close(retired(address, session, device)), out);
@@ -89,6 +99,7 @@ impl Sequencer {
         let complete = next.is_empty();
         self.users.entry(user.clone()).or_default().load(devices, cursors, complete);
         if complete {
+            self.wake_sessions(&user);
             self.run_user(&user, out);
         } else {
             let ask = ToStore::LoadUser { user: user.clone(), after: next };
@@ -214,18 +225,18 @@ impl Sequencer {
         if !wins {
             return;
         }
-        let key = (user.clone(), device.clone());
-        if replaces && let Some(edge) = self.edges.get_mut(&older.0) {
-            edge.sessions.remove(&key);
+        if replaces {
+            self.release(older.0, older.1.address, user);
         }
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
-            edge.sessions.insert(key);
+            edge.held.insert(address.slot, user.clone());
         }
         let stream = self.next_stream();
         self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
         let owner = owner.expect("entered above");
-        owner.session = Some(Session::new(waiter.peer, address, number, manual, stream));
+        let session = Session::new(waiter.peer, address, number, manual, stream);
+        owner.session = Some(Box::new(session));
         if !manual {
             self.catch_up(user, &device, None, out);
         }
@@ -235,9 +246,14 @@ impl Sequencer {
         if self.has_session(user, retired) {
             self.abandon(user, &retired.device, out);
             self.forget_session(user, &retired.device, retired.peer);
-            if let Some(edge) = self.edges.get_mut(&retired.peer) {
-                edge.sessions.remove(&(user.clone(), retired.device.clone()));
-            }
+            self.release(retired.peer, retired.address, user);
+        }
+    }
+
+    /// The slot of that edge holds no session of this user any more.
+    fn release(&mut self, peer: PeerId, address: Address, user: &Id) {
+        if let Some(edge) = self.edges.get_mut(&peer) {
+            edge.held.remove(address.slot, user);
         }
     }
 

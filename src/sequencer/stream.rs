@@ -13,7 +13,7 @@ use super::core::Sequencer;
 use super::order::{check_name, is_member};
 use super::requests::{Purpose, Refusal};
 use super::sessions::Retired;
-use super::user::Task;
+use super::user::{DeviceCursor, Task};
 use crate::limits::{CHUNK_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 use crate::link::message::{Address, Code, PushTarget, SessionNumber, ToEdge, ToStore};
 use crate::link::record::{ConversationName, Id, Message};
@@ -170,6 +170,17 @@ impl Session {
         if self.positions.get(convo).is_some_and(done) {
             self.positions.remove(convo);
         }
+    }
+
+    /// Its device's cursors say all there is to say: nothing is under way, and nothing was pushed
+    /// that is not acknowledged.
+    pub fn is_at_rest(&self, cursors: &BTreeMap<ConversationName, DeviceCursor>) -> bool {
+        let told = |(convo, position): (&ConversationName, &Position)| {
+            let delivered = cursors.get(convo).map_or(0, |cursor| cursor.delivered);
+            !position.catching && position.pushed_upto <= delivered
+        };
+        let quiet = self.requests.is_empty() && self.reading.is_none() && !self.awaits_room;
+        quiet && self.lag.is_none() && self.positions.iter().all(told)
     }
 
     fn begin(&mut self, request: Request, stream: u64) {
@@ -386,7 +397,7 @@ impl Sequencer {
     }
 
     pub(super) fn session(&mut self, user: &Id, device: &Id) -> Option<&mut Session> {
-        self.users.get_mut(user)?.devices.get_mut(device)?.session.as_mut()
+        self.users.get_mut(user)?.devices.get_mut(device)?.session.as_deref_mut()
     }
 
     /// The conversations in which the device has not acknowledged everything, with what it has.

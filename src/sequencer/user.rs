@@ -97,7 +97,7 @@ impl DeviceCursor {
 #[derive(Default)]
 pub struct Device {
     pub cursors: BTreeMap<ConversationName, DeviceCursor>,
-    pub session: Option<Session>,
+    pub session: Option<Box<Session>>,
     /// Its record is in the log, durably.
     pub known: bool,
     /// Where its record stands, if this life wrote it.
@@ -117,11 +117,12 @@ pub struct User {
 }
 
 impl User {
-    /// The store knows all that is here, and nobody is connected.
+    /// The store knows all that is here, but for sessions at rest.
     pub fn is_idle(&self) -> bool {
         let idle = |(id, device): (&Id, &Device)| {
             let known = device.known || id.is_empty();
-            known && device.session.is_none() && device.cursors.values().all(|c| c.is_settled())
+            let rests = device.session.as_ref().is_none_or(|s| s.is_at_rest(&device.cursors));
+            known && rests && device.cursors.values().all(|c| c.is_settled())
         };
         let quiet = self.tasks.is_empty() && self.flights == 0;
         self.loaded && quiet && self.devices.iter().all(idle)
