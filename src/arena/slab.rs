@@ -33,6 +33,36 @@ impl<T> Slab<T> {
         }
     }
 
+    /// A slab in the state of another one: its [`Slab::generations`], and its values, each in its
+    /// slot. `None` when they do not fit `capacity`, or two have the same slot.
+    pub fn restore(
+        capacity: usize,
+        mut generations: Vec<u32>,
+        values: Vec<(u32, T)>,
+    ) -> Option<Slab<T>> {
+        let fits = values.iter().all(|(slot, _)| (*slot as usize) < capacity);
+        if !fits || generations.len() > capacity {
+            return None;
+        }
+        generations.resize(capacity, 0);
+        let count = values.len();
+        let slots = values.into_iter().map(|(slot, value)| (slot as usize, value));
+        let mut values: slab::Slab<T> = slots.collect();
+        if values.len() != count {
+            return None;
+        }
+        values.reserve(capacity - values.len());
+        Some(Slab { values, generations, stale_count: Cell::new(0) })
+    }
+
+    /// Of each slot, up to the last one that has been in use.
+    pub fn generations(&self) -> &[u32] {
+        let used = self.generations.iter().rposition(|generation| *generation != 0);
+        let taken = self.values.iter().map(|(slot, _)| slot).last();
+        let end = used.max(taken).map_or(0, |slot| slot + 1);
+        &self.generations[..end]
+    }
+
     /// `None`, and the value is dropped, when every slot is taken.
     pub fn insert(&mut self, value: T) -> Option<Key> {
         self.insert_with(|_| value)
@@ -138,6 +168,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_restored_slab_goes_on_where_it_was() {
+        let mut slab = Slab::with_capacity(4);
+        let keys = ['a', 'b', 'c'].map(|value| slab.insert(value).expect("room"));
+        slab.remove(keys[1]);
+        let values = || slab.iter().map(|(key, value)| (key.slot, *value)).collect::<Vec<_>>();
+        let generations = slab.generations().to_vec();
+        assert_eq!(generations, [0, 1, 0]);
+        let mut again = Slab::restore(4, generations.clone(), values()).expect("it fits");
+        assert_eq!((again.get(keys[0]), again.get(keys[2])), (Some(&'a'), Some(&'c')));
+        assert_eq!(again.get(keys[1]), None);
+        let next = again.insert('d').expect("room");
+        assert_eq!((next.slot, next.generation), (1, 1));
+        again.insert('e').expect("room");
+        assert!(again.is_full());
+        assert!(Slab::restore(2, generations.clone(), values()).is_none());
+        assert!(Slab::restore(4, generations, vec![(0, 'a'), (0, 'b')]).is_none());
+    }
 
     #[test]
     fn a_full_slab_refuses_and_does_not_grow() {

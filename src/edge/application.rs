@@ -92,6 +92,10 @@ pub trait Application<R: Ring> {
         connections.close_all(1001, "going away");
     }
 
+    /// The shard stands still, for another process to go on: lets go of what the ring does for the
+    /// application. Afterwards either this process turns again, or it does not turn any more.
+    fn standing_still(&mut self, _now: Now, _ring: &mut R) {}
+
     /// When the application wants a turn at the latest, in monotonic microseconds.
     fn next_deadline_us(&self) -> Option<u64> {
         None

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use super::application::{Application, ConnectionId, Decision, End, Message};
 use super::connections::{Connections, SendError};
+use super::handover::ChatState;
 use super::identity::Admitted;
-use super::router::{self, Clients, Router, Surroundings};
+use super::router::{self, ClientState, Clients, Router, Surroundings};
 use super::site::{Answer, Site};
 use super::ticket::Tickets;
 use crate::clock::Now;
@@ -27,7 +28,7 @@ pub struct ChatOptions {
     pub name: String,
     /// The edge's name, as `welcome` tells it.
     pub server: String,
-    /// Random, new at every start.
+    /// Random, new at every start, except at one that goes on where another process stood.
     pub incarnation: u64,
     pub secret: Vec<u8>,
     pub sequencer: SocketAddr,
@@ -41,6 +42,7 @@ pub struct Chat {
     router: Router,
     links: Links,
     sequencer: PeerId,
+    incarnation: u64,
     site: Site,
     /// Whose upgrade is being answered: `opened` follows at once, or never.
     arriving: Option<(ConnectionId, Admitted)>,
@@ -71,6 +73,7 @@ impl Chat {
             router,
             links,
             sequencer,
+            incarnation,
             site: options.site,
             arriving: None,
             linked: false,
@@ -115,6 +118,32 @@ impl Chat {
     /// Tells every client when to come back, evenly over `spread_ms`.
     pub fn drain(&mut self, now: Now, spread_ms: u64, connections: &mut Connections) {
         self.with_router(now, connections, |router, around| router.drain(spread_ms, around));
+    }
+
+    /// All but the clients, once the shard stands still.
+    pub fn state(&self) -> ChatState {
+        ChatState {
+            incarnation: self.incarnation,
+            router: self.router.state(),
+            link: self.links.state(self.sequencer),
+        }
+    }
+
+    /// Makes a chat that has just been made, with the incarnation of the state, go on from there.
+    pub fn continue_from(&mut self, state: ChatState, nonce: u64, now: Now) {
+        self.linked = state.link.session.is_some();
+        self.router.continue_from(state.router);
+        self.links.continue_from(self.sequencer, state.link, nonce, now);
+    }
+
+    /// The client of a connection, if it has one.
+    pub fn client_state(&self, id: ConnectionId) -> Option<ClientState> {
+        self.router.client_state(id)
+    }
+
+    /// Takes a client over. `None`: no client has such a state.
+    pub fn continue_client(&mut self, state: ClientState) -> Option<()> {
+        self.router.continue_client(state)
     }
 
     fn take_events<R: Ring>(&mut self, now: Now, ring: &mut R, connections: &mut Connections) {
@@ -206,6 +235,10 @@ impl<R: Ring> Application<R> for Chat {
 
     fn stopping(&mut self, _: Now, connections: &mut Connections) {
         connections.close_all(1001, "drain");
+    }
+
+    fn standing_still(&mut self, _: Now, ring: &mut R) {
+        self.links.hang_up(ring);
     }
 
     fn next_deadline_us(&self) -> Option<u64> {

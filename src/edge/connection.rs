@@ -167,6 +167,27 @@ impl Outbound {
         is_at_frame
     }
 
+    /// Takes back what a send that was cancelled had not sent: it leaves before anything else.
+    pub fn put_back(&mut self, mut unsent: Vec<u8>) {
+        self.sending = 0;
+        if !unsent.is_empty() {
+            self.frame_left += unsent.len();
+            unsent.extend_from_slice(&self.queue[self.taken..]);
+            (self.queue, self.taken) = (unsent, 0);
+        }
+    }
+
+    /// What no send carries: the queue, how many bytes of it must not be cut, the control frames.
+    pub fn parts(&self) -> (&[u8], usize, &[u8]) {
+        (&self.queue[self.taken..], self.frame_left, &self.control)
+    }
+
+    /// A queue of such parts.
+    pub fn of_parts(queue: Vec<u8>, frame_left: usize, control: Vec<u8>) -> Outbound {
+        let frame_left = frame_left.min(queue.len());
+        Outbound { queue, frame_left, control, ..Outbound::default() }
+    }
+
     /// Takes the bytes of the next send out, at most [`SEND_SIZE_MAX`] beside the control frames.
     /// `spare` is empty; it takes the place of what is taken whole.
     pub fn take_next(&mut self, mut spare: Vec<u8>) -> Vec<u8> {
@@ -318,6 +339,24 @@ mod tests {
         outbound.push_data(Opcode::Binary, b"whole");
         outbound.take_next(Vec::new());
         assert!(outbound.drop_waiting());
+    }
+
+    #[test]
+    fn what_a_cancelled_send_left_leaves_first_and_whole() {
+        let mut outbound = Outbound::default();
+        outbound.push_data(Opcode::Binary, &[1; 300]);
+        let mut sent = outbound.take_next(Vec::new());
+        let whole = sent.clone();
+        outbound.push_data(Opcode::Text, b"next");
+        outbound.push_control(Opcode::Ping, b"");
+        let unsent = sent.split_off(100);
+        outbound.put_back(unsent);
+        let (queue, frame_left, control) = outbound.parts();
+        let mut other = Outbound::of_parts(queue.to_vec(), frame_left, control.to_vec());
+        for queue in [&mut outbound, &mut other] {
+            let left = drain(queue).concat();
+            assert_eq!([&sent[..], &left].concat(), [&whole[..], b"\x89\x00\x81\x04next"].concat());
+        }
     }
 
     #[test]

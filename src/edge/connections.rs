@@ -239,6 +239,25 @@ impl Connections {
         self.get_mut(id).filter(|connection| connection.phase == Phase::Open)
     }
 
+    /// Of each slot, up to the last one that has been in use.
+    pub(super) fn generations(&self) -> &[u32] {
+        self.slots.generations()
+    }
+
+    /// Takes over what another process had. `None`: it does not fit.
+    pub(super) fn restore_slots(
+        &mut self,
+        generations: Vec<u32>,
+        values: Vec<(u32, Connection)>,
+    ) -> Option<()> {
+        self.slots = Slab::restore(self.slots.capacity(), generations, values)?;
+        for id in self.ids() {
+            self.open_count += usize::from(self.is_open(id));
+            self.arm(id);
+        }
+        Some(())
+    }
+
     /// Gives an accepted socket a slot. `None` when even the spare ones are taken.
     pub(super) fn insert(&mut self, socket: u32) -> Option<ConnectionId> {
         let id = self.slots.insert(Connection {

@@ -12,6 +12,7 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod echo;
+pub mod handover;
 pub mod identity;
 mod metrics;
 pub mod options;

@@ -13,6 +13,7 @@ mod answers;
 mod connection;
 mod counters;
 mod deadlines;
+mod handover;
 mod operations;
 mod pushes;
 mod requests;
@@ -31,6 +32,7 @@ use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
 pub use counters::Counters;
 use deadlines::Deadlines;
+pub use handover::{ClientState, RouterState};
 use operations::overload;
 use requests::{Requests, Unanswered};
 

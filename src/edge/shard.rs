@@ -3,6 +3,8 @@
 //! [`Shard::turn`] is the loop's one pass. Completions are collected before any is run, and all
 //! that a turn's completions make somebody say leaves at its end, in one send per connection.
 
+mod handover;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::Now;
@@ -41,6 +43,8 @@ pub struct Shard<R: Ring, A: Application<R>> {
     accept_after_ms: u64,
     expire_after_ms: u64,
     is_accepting: bool,
+    /// Nothing is begun: another process may go on from here.
+    is_still: bool,
 }
 
 impl<R: Ring, A: Application<R>> Shard<R, A> {
@@ -57,6 +61,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             accept_after_ms: 0,
             expire_after_ms: 0,
             is_accepting: true,
+            is_still: false,
         }
     }
 
@@ -186,6 +191,9 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             listener.is_armed = completion.more;
         }
         let Ok(socket) = u32::try_from(completion.result) else {
+            if self.is_cancelled(&completion) {
+                return;
+            }
             self.accept_after_ms = self.connections.now.monotonic_ms() + ACCEPT_RETRY_MS;
             return;
         };
@@ -229,6 +237,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
                 self.connections.counters.starved += 1;
                 self.starved.push(id);
             }
+            _ if self.is_cancelled(&completion) => {}
             _ => self.connections.lost(id, true),
         }
         if let Some(buffer) = completion.buffer {
@@ -248,6 +257,9 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     fn sent(&mut self, completion: Completion) {
         let id = id_of(completion.token);
+        if self.is_cancelled(&completion) {
+            return self.unsent(completion.token);
+        }
         if let Some(emptied) = self.ring.take_sent(completion.token) {
             self.connections.recycle_vector(emptied);
         }
@@ -327,7 +339,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     }
 
     fn rearm_listeners(&mut self) {
-        if !self.is_accepting || self.connections.now.monotonic_ms() < self.accept_after_ms {
+        if !self.is_accepting
+            || self.is_still
+            || self.connections.now.monotonic_ms() < self.accept_after_ms
+        {
             return;
         }
         for (index, listener) in self.listeners.iter_mut().enumerate() {
@@ -342,7 +357,8 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        if connection.phase != Phase::Gone && !connection.flags.is_receiving {
+        let may_receive = connection.phase != Phase::Gone && !self.is_still;
+        if may_receive && !connection.flags.is_receiving {
             connection.flags.is_receiving = true;
             let socket = Socket::Direct(connection.socket);
             self.ring.receive(socket, receive_token(id));

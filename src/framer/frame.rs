@@ -28,7 +28,7 @@ pub enum Opcode {
 }
 
 impl Opcode {
-    fn from_bits(bits: u8) -> Result<Opcode, Violation> {
+    pub(super) fn from_bits(bits: u8) -> Result<Opcode, Violation> {
         Ok(match bits {
             0 => Opcode::Continuation,
             1 => Opcode::Text,

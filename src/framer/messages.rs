@@ -8,7 +8,11 @@
 //! A compressed message is inflated once it is whole, by the [`Inflater`] that comes with the input
 //! and holds the message while it is lent out.
 
+mod handover;
+
 use std::fmt;
+
+pub use handover::{ArrivingState, FramerState, PartialState};
 
 use super::Violation;
 use super::deflate::{Inflater, compressed_size_max};

@@ -18,7 +18,7 @@ pub mod utf8;
 pub use deflate::{Deflater, Inflater};
 pub use frame::{Opcode, encode_close, encode_frame};
 pub use handshake::{DeflateAgreement, Refusal, Request, Upgrade};
-pub use messages::{Event, Framer, Input};
+pub use messages::{ArrivingState, Event, Framer, FramerState, Input, PartialState};
 
 /// The peer broke the protocol; the connection ends with [`Violation::close_code`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,6 +4,7 @@
 //! A connection that breaks is made again and its session goes on; a session ends only when a side
 //! has a new incarnation, or nothing was heard for [`LEASE_US`].
 
+mod handover;
 mod peer;
 
 use std::collections::VecDeque;
@@ -20,6 +21,7 @@ use super::{LinkEvent, LinkFull, Outlet, PeerId};
 use crate::clock::Now;
 use crate::limits::LINK_WINDOW_SIZE;
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
+pub use handover::LinkState;
 use peer::{Connection, Peer, Stage};
 
 /// A session whose peer was not heard of for this long is over, on both sides.

@@ -7,8 +7,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::Bytes;
+
 use super::LinkFull;
 use super::frame::{FrameKind, Header, LinkViolation, write_frame};
+use super::wire::wire_struct;
 
 /// The numbers of one session, as one side keeps them.
 pub struct Session {
@@ -30,6 +33,19 @@ pub struct Session {
     answered_told: u64,
 }
 
+wire_struct! {
+    /// A session without a connection, for another process to go on with.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct SessionState {
+        pub id: u64,
+        pub unacknowledged: Vec<Bytes>,
+        pub acknowledged_by_peer: u64,
+        pub received: u64,
+        pub answered: u64,
+        pub answered_ahead: Vec<u64>,
+    }
+}
+
 impl Session {
     /// `window_size`: bytes of unacknowledged entries at most, the credit that this side has.
     pub fn new(id: u64, window_size: usize) -> Session {
@@ -44,6 +60,33 @@ impl Session {
             answered: 0,
             answered_ahead: BTreeSet::new(),
             answered_told: 0,
+        }
+    }
+
+    /// What another process needs to go on with the session, on a connection of its own.
+    pub fn state(&self) -> SessionState {
+        let entries = self.unacknowledged.iter();
+        SessionState {
+            id: self.id,
+            unacknowledged: entries.map(|entry| Bytes::copy_from_slice(entry)).collect(),
+            acknowledged_by_peer: self.acknowledged_by_peer,
+            received: self.received,
+            answered: self.answered,
+            answered_ahead: self.answered_ahead.iter().copied().collect(),
+        }
+    }
+
+    /// The session of a state.
+    pub fn from_state(state: SessionState, window_size: usize) -> Session {
+        let entries: VecDeque<Vec<u8>> = state.unacknowledged.into_iter().map(Vec::from).collect();
+        Session {
+            unacknowledged_size: entries.iter().map(Vec::len).sum(),
+            unacknowledged: entries,
+            acknowledged_by_peer: state.acknowledged_by_peer,
+            received: state.received,
+            answered: state.answered,
+            answered_ahead: state.answered_ahead.into_iter().collect(),
+            ..Session::new(state.id, window_size)
         }
     }
 
@@ -187,6 +230,28 @@ mod tests {
         left.submit(vec![3]).expect("room");
         left.reconnect(right.received()).expect("known");
         assert_eq!(carry(&mut left, &mut right), vec![vec![2], vec![3]]);
+    }
+
+    #[test]
+    fn another_process_goes_on_with_a_session() {
+        let (mut left, mut right) = (Session::new(7, 100), Session::new(7, 100));
+        for entry in 1..=3 {
+            left.submit(vec![entry]).expect("room");
+        }
+        assert_eq!(carry(&mut left, &mut right).len(), 3);
+        right.answer(1);
+        right.answer(3);
+        right.submit(vec![9]).expect("room");
+        left.submit(vec![4]).expect("room");
+        let mut left = Session::from_state(left.state(), 100);
+        left.reconnect(right.received()).expect("known");
+        right.reconnect(left.received()).expect("known");
+        assert_eq!(carry(&mut left, &mut right), vec![vec![4]]);
+        assert_eq!(carry(&mut right, &mut left), vec![vec![9]]);
+        right.answer(2);
+        carry(&mut right, &mut left);
+        assert_eq!((left.acknowledged_by_peer, left.unacknowledged_size), (3, 1));
+        assert_eq!(left.submit(vec![5]), Ok(5));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 #![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
 
 mod fault;
+mod handover;
 mod listener;
 mod options;
 mod pool;
@@ -36,6 +37,8 @@ pub use options::RingOptions;
 /// The kernel's own bound of a registered-file table.
 const SOCKETS_MAX: u64 = 1 << 20;
 const SEND_BIT: u64 = 1 << 63;
+/// Of the requests of [`handover`], whose `user_data` has the index of a socket beside it.
+const INSTALL_BIT: u64 = 1 << 62;
 /// Rounds in which overflowed completions are fetched within one turn.
 const OVERFLOW_ROUNDS_MAX: usize = 8;
 /// `SO_LINGER` on, with no time to linger: the close sends RST. Static, for the kernel reads it
@@ -56,6 +59,8 @@ pub struct KernelRing {
     backlog: Vec<Completion>,
     /// Sends that went out in part and are to be continued.
     unfinished: Vec<u32>,
+    /// Results of the requests of [`handover`], by the index of the socket.
+    installed: Vec<(u32, i32)>,
     sockets_max: u32,
     not_send: std::marker::PhantomData<*const ()>,
 }
@@ -84,6 +89,7 @@ impl KernelRing {
             addresses: Vec::new(),
             backlog: Vec::new(),
             unfinished: Vec::new(),
+            installed: Vec::new(),
             sockets_max,
             not_send: std::marker::PhantomData,
         })
@@ -188,6 +194,9 @@ impl KernelRing {
                         None
                     }
                 }
+            } else if raw & INSTALL_BIT != 0 {
+                self.installed.push((raw as u32, entry.result()));
+                None
             } else {
                 let token = Token::from_raw(raw).filter(|token| token.kind() != Kind::Internal);
                 token.map(|token| received(&entry, token, &mut self.pool))
@@ -292,6 +301,10 @@ impl Ring for KernelRing {
 
     fn take_sent(&mut self, token: Token) -> Option<Vec<u8>> {
         self.sends.take(token)
+    }
+
+    fn take_unsent(&mut self, token: Token) -> Option<Vec<u8>> {
+        self.sends.take_unsent(token)
     }
 
     fn watch(&mut self, descriptor: RawFd, token: Token) {

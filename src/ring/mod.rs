@@ -72,6 +72,10 @@ pub trait Ring {
     /// until the next [`Ring::turn`], which frees what nobody fetched.
     fn take_sent(&mut self, token: Token) -> Option<Vec<u8>>;
 
+    /// What the last send with this token had not sent when it was cancelled. There until the next
+    /// [`Ring::turn`], like the vector, and instead of it.
+    fn take_unsent(&mut self, token: Token) -> Option<Vec<u8>>;
+
     /// Waits for readability of an ordinary descriptor (event descriptors of other threads) until
     /// cancelled. Multishot; the ring drains the eventfd counter itself.
     fn watch(&mut self, descriptor: RawFd, token: Token);

@@ -3,12 +3,16 @@
 #![expect(unsafe_code, reason = "system calls and raw memory; each block says why it is sound")]
 
 mod buffer;
+mod descriptors;
 mod event;
 mod process;
 mod signal;
 mod start;
 
 pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
+pub use descriptors::{
+    DESCRIPTORS_PER_MESSAGE_MAX, host_uptime, receive_with_descriptors, send_with_descriptors,
+};
 pub use event::Waker;
 pub(crate) use event::drain_event;
 pub use process::{

@@ -165,15 +165,15 @@ pub(super) fn cost(operation: &Operation) -> usize {
 pub(super) struct Barrier {
     /// `None`: there are none.
     #[expect(clippy::box_collection, reason = "an idle connection has a pointer, not a queue")]
-    pings: Option<Box<VecDeque<Ping>>>,
-    tail: u32,
+    pub pings: Option<Box<VecDeque<Ping>>>,
+    pub tail: u32,
 }
 
-struct Ping {
+pub(super) struct Ping {
     /// The last turn before it.
-    turn: u64,
-    reference: Option<i64>,
-    unanswered: u32,
+    pub turn: u64,
+    pub reference: Option<i64>,
+    pub unanswered: u32,
 }
 
 impl Barrier {

@@ -23,6 +23,11 @@ impl Deadlines {
         self.heap.push(Reverse((at_ms, id)));
     }
 
+    /// Every entry, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, ConnectionId)> {
+        self.heap.iter().map(|Reverse(entry)| *entry)
+    }
+
     /// Takes out the next one whose end has come.
     pub fn next_due(&mut self, now_ms: u64) -> Option<ConnectionId> {
         let Reverse((at_ms, _)) = *self.heap.peek()?;

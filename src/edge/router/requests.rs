@@ -26,19 +26,19 @@ pub(super) struct Unanswered {
     pub entry: Option<u64>,
 }
 
-enum Waiting {
+pub(super) enum Waiting {
     Request { turn: u64 },
     Notice { message: ToSequencer },
 }
 
 pub(super) struct Requests {
     sequencer: PeerId,
-    in_session: bool,
-    turn_last: u64,
-    unanswered: BTreeMap<u64, Unanswered>,
-    turn_of_entry: HashMap<u64, u64>,
-    waiting: VecDeque<Waiting>,
-    size: usize,
+    pub(super) in_session: bool,
+    pub(super) turn_last: u64,
+    pub(super) unanswered: BTreeMap<u64, Unanswered>,
+    pub(super) turn_of_entry: HashMap<u64, u64>,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) size: usize,
 }
 
 impl Requests {

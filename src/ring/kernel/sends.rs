@@ -100,15 +100,24 @@ impl Sends {
 
     /// The emptied vector of the send with this token that completed in this turn.
     pub(super) fn take(&mut self, token: Token) -> Option<Vec<u8>> {
+        let (mut data, _) = self.take_done(token)?;
+        data.clear();
+        Some(data)
+    }
+
+    /// What the send with this token that completed in this turn did not send.
+    pub(super) fn take_unsent(&mut self, token: Token) -> Option<Vec<u8>> {
+        let (mut data, sent) = self.take_done(token)?;
+        data.drain(..sent);
+        Some(data)
+    }
+
+    fn take_done(&mut self, token: Token) -> Option<(Vec<u8>, usize)> {
         let places = self.by_token.get(token.kind() as usize - 1)?;
         let key = *places.get(token.slot() as usize)?;
         let sending = self.entries.get_mut(key as usize)?;
-        if sending.token != token || sending.state != State::Done {
-            return None;
-        }
-        let mut data = std::mem::take(&mut sending.data);
-        data.clear();
-        Some(data)
+        let is_done = sending.token == token && sending.state == State::Done;
+        is_done.then(|| (std::mem::take(&mut sending.data), sending.sent as usize))
     }
 
     /// Frees the entries that completed in the turn before, with their vectors if nobody came.
@@ -192,6 +201,7 @@ mod tests {
         assert_eq!(sends.cancel_of(Socket::Direct(3)), None);
         let done = sends.complete(key, 2);
         assert!(matches!(done, Progress::Done { result, .. } if result == -libc::ECANCELED));
+        assert_eq!(sends.take_unsent(token(5)), Some(b"cdef".to_vec()));
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct SimRing {
     free: std::collections::VecDeque<u16>,
     /// Vectors of the sends that completed in this turn.
     sent: Vec<(Token, Vec<u8>)>,
+    /// What those of them that were cancelled had not sent.
+    unsent: Vec<(Token, Vec<u8>)>,
 }
 
 /// Wakes the ring that watches it, like the eventfd of another thread.
@@ -76,6 +78,7 @@ impl SimRing {
             held: vec![false; count],
             free: (0..count as u16).collect(),
             sent: Vec::new(),
+            unsent: Vec::new(),
         }
     }
 
@@ -334,6 +337,9 @@ impl SimRing {
         world.rings[self.id.0].posted = later;
         for posted in mixed(world, due) {
             if let Some(mut data) = posted.data {
+                if posted.completion.result == -libc::ECANCELED {
+                    self.unsent.push((posted.completion.token, data.clone()));
+                }
                 data.clear();
                 self.sent.push((posted.completion.token, data));
                 if let Some(end) = world.ends.get_mut(posted.stream as usize / 2) {
@@ -371,6 +377,11 @@ impl Ring for SimRing {
         Some(self.sent.swap_remove(index).1)
     }
 
+    fn take_unsent(&mut self, token: Token) -> Option<Vec<u8>> {
+        let index = self.unsent.iter().position(|(sent, _)| *sent == token)?;
+        Some(self.unsent.swap_remove(index).1)
+    }
+
     fn watch(&mut self, descriptor: RawFd, token: Token) {
         self.requests.push(Request::Watch(descriptor, token));
     }
@@ -386,6 +397,7 @@ impl Ring for SimRing {
     /// Never waits: virtual time is the scheduler's.
     fn turn(&mut self, _wait_us: u64, completions: &mut Vec<Completion>) {
         self.sent.clear();
+        self.unsent.clear();
         let requests = std::mem::take(&mut self.requests);
         let state = self.state.clone();
         let mut world = state.borrow_mut();

@@ -356,9 +356,13 @@ impl State {
 
     pub(super) fn complete_send(&mut self, end: EndId, result: i32) {
         let state = &mut self.ends[end];
-        let (Some(sending), Some(ring)) = (state.sending.take(), state.owner) else {
+        let (Some(mut sending), Some(ring)) = (state.sending.take(), state.owner) else {
             return;
         };
+        if result == -libc::ECANCELED {
+            // What is left of it is all that anybody may still want.
+            sending.data.drain(..sending.done);
+        }
         self.rings[ring.0].armed.remove(&sending.token.to_raw());
         let completion = completion(sending.token, result, false);
         self.post(ring, outward(end), completion, Some(sending.data));

@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::edge::echo::EchoApplication;
+use crate::edge::handover::{ConnectionState, ShardState};
 use crate::framer::frame::frame_size;
+use crate::link::wire::Wire;
 use crate::ring::kernel::RingOptions;
 use crate::simulation::kernel::{
     ClientSocket, FaultRates, RingId, SimNetwork, SimOptions, SimRing,
@@ -53,6 +55,45 @@ impl World {
         let step_us = self.random.below(1_000);
         self.network.advance_to(self.network.now_us() + step_us);
         self.turn_shard();
+    }
+
+    /// Another shard goes on where this one stands, or this one does after all.
+    fn hand_over(&mut self) {
+        let network = self.network.clone();
+        let mut clock = || {
+            network.advance_to(network.now_us() + 100);
+            Now { monotonic_us: network.now_us(), unix_ms: 0 }
+        };
+        assert!(self.shard.stand_still(&mut clock), "every request ends");
+        if self.random.chance(0.3) {
+            return self.shard.move_on();
+        }
+        let state = ShardState::from_bytes(self.shard.state().to_bytes().into());
+        let ids = self.shard.connection_ids();
+        let connections = ids.into_iter().map(|id| {
+            let state = self.shard.connection_state(id).expect("listed");
+            ConnectionState::from_bytes(state.to_bytes().into()).expect("of a connection")
+        });
+        let connections: Vec<_> = connections.collect();
+        let spare = World::spare();
+        let old = std::mem::replace(&mut self.shard, spare);
+        let (options, listener) = (old.connections.options, old.listeners[0].socket);
+        let now = Now { monotonic_us: self.network.now_us(), unix_ms: 0 };
+        let state = (state.expect("of a shard").generations, connections);
+        let mut shard = Shard::restore(old.into_ring(), EchoApplication, options, now, state)
+            .expect("the same size");
+        shard.add_listener(listener);
+        shard.move_on();
+        self.shard = shard;
+    }
+
+    /// Stands where the real one is for a moment.
+    fn spare() -> Shard<SimRing, EchoApplication> {
+        let network = SimNetwork::new(0, SimOptions::default());
+        let ring =
+            SimRing::new(&network, RingOptions { buffer_count: 1, ..RingOptions::default() });
+        let options = ShardOptions { connection_count_max: 1, ..ShardOptions::default() };
+        Shard::new(ring, EchoApplication, options, Now::default())
     }
 
     fn turn_shard(&mut self) {
@@ -162,6 +203,10 @@ fn frames(mut stream: &[u8]) -> Vec<(u8, &[u8])> {
 }
 
 fn run(seed: u64, faults: FaultRates) {
+    run_with(seed, faults, 0.0);
+}
+
+fn run_with(seed: u64, faults: FaultRates, hand_over: f64) {
     let mut world = World::new(seed, faults);
     let mut talkers: Vec<Talker> = (0..CLIENT_COUNT).map(|_| Talker::new(&mut world)).collect();
     while talkers.iter().any(|talker| !talker.socket.is_closed()) {
@@ -169,6 +214,9 @@ fn run(seed: u64, faults: FaultRates) {
             talker.step(&mut world.random);
         }
         world.turn();
+        if world.random.chance(hand_over) {
+            world.hand_over();
+        }
         assert!(world.network.now_us() < TIME_MAX_US, "somebody hangs");
     }
     for talker in &talkers {
@@ -200,6 +248,21 @@ fn with_resets_what_comes_back_is_right_and_nothing_stays() {
     for seed in 0..40 {
         println!("seed {seed}");
         run(seed, FaultRates { reset: 0.005, ..FaultRates::rough() });
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_repeated_by_a_hand_over() {
+    for seed in 0..60 {
+        println!("seed {seed}");
+        let gentle = FaultRates {
+            reset: 0.0,
+            overtake: 0.0,
+            refuse: 0.0,
+            silent_crash: 0.0,
+            ..FaultRates::rough()
+        };
+        run_with(seed, gentle, 0.2);
     }
 }
 
