@@ -11,11 +11,11 @@ mod server;
 pub use health::{Health, Part};
 pub use latency::{Latency, PublishedLatency};
 pub use registry::{Counter, Gauge, Registry, Summary};
-pub use server::start;
+pub use server::{serve, start};
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use crate::sys::patiently;
@@ -34,13 +34,32 @@ impl AdminOptions {
     /// address in use may be that of an earlier life, which the kernel lets go soon. Errors are
     /// those of the bind or of the file, and name what was tried.
     pub fn open(&self, registry: &Registry, health: &Health) -> io::Result<SocketAddr> {
-        let address = patiently(|| start(self.address, registry.clone(), health.clone()))?;
+        let listener = self.bind()?;
+        let address = listener.local_addr()?;
+        self.open_on(listener, registry, health)?;
+        Ok(address)
+    }
+
+    /// The first half of [`AdminOptions::open`].
+    pub fn bind(&self) -> io::Result<TcpListener> {
+        patiently(|| server::bind(self.address))
+    }
+
+    /// The other half.
+    pub fn open_on(
+        &self,
+        listener: TcpListener,
+        registry: &Registry,
+        health: &Health,
+    ) -> io::Result<()> {
+        let address = listener.local_addr()?;
+        serve(listener, registry.clone(), health.clone())?;
         if let Some(file) = &self.file {
             write_address(file, address).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", file.display()))
             })?;
         }
-        Ok(address)
+        Ok(())
     }
 }
 

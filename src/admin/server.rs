@@ -18,23 +18,33 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Serves `/healthz`, `/readyz` and `/metrics` at `address` (port 0: any) until the process ends,
 /// and returns the bound address. Errors are those of the bind and name the address.
 pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Result<SocketAddr> {
-    let named = |error: io::Error| {
-        io::Error::new(error.kind(), format!("admin address {address}: {error}"))
-    };
-    let listener = TcpListener::bind(address).map_err(named)?;
-    listener.set_nonblocking(true)?;
+    let listener = bind(address)?;
     let bound = listener.local_addr()?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        if let Err(error) = runtime.block_on(serve(listener, registry, health)) {
-            tracing::error!(%error, "the admin page has ended");
-        }
-    })?;
+    serve(listener, registry, health)?;
     Ok(bound)
 }
 
-async fn serve(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
+/// Listens at `address`. Errors name it.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).map_err(|error| {
+        io::Error::new(error.kind(), format!("admin address {address}: {error}"))
+    })
+}
+
+/// As [`start`], on a socket that listens already.
+pub fn serve(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(answer_all(listener, registry, health)) {
+            tracing::error!(%error, "the admin page has ended");
+        }
+    })?;
+    Ok(())
+}
+
+async fn answer_all(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let router = Router::new()
         .route("/healthz", get(healthz).with_state(health.clone()))

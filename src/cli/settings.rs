@@ -134,6 +134,14 @@ pub struct EdgeSettings {
     /// The control socket of `aldis up`, which passes this.
     #[arg(long, env = "ALDIS_EDGE_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
+    /// A Unix socket, made for this user alone, at which `aldis upgrade` puts a new process in the
+    /// place of this one without parting any client. Default: none
+    #[arg(long, env = "ALDIS_EDGE_HANDOVER", value_name = "PATH")]
+    handover: Option<PathBuf>,
+    /// Takes over from the edge that answers at --handover.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    take_over: bool,
     /// Silence after which a client is pinged, in milliseconds. Default: 30000
     #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
     heartbeat_ms: Option<u32>,
@@ -335,6 +343,8 @@ impl EdgeSettings {
             host: first_given(self.host, file.host),
             origin: first_given(self.origin, file.origin),
             control: self.control.or(file.control),
+            handover: self.handover.or(file.handover),
+            take_over: self.take_over,
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
             deflate: self.deflate.or(file.deflate),
             print_config: self.print_config,
@@ -375,6 +385,8 @@ impl EdgeSettings {
             hosts: self.host,
             origins: self.origin,
             control: self.control,
+            handover: self.handover,
+            is_successor: self.take_over,
             heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
             deflate: needed(self.deflate, "edge", "deflate")?,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),

@@ -30,6 +30,10 @@ pub struct EdgeOptions {
     /// The datagram socket of `up`. With it, the edge offers the page's kill buttons: one datagram
     /// `kill store`, `kill sequencer` or `kill edge` each.
     pub control: Option<PathBuf>,
+    /// The Unix socket at which a successor takes over, and a command asks for one.
+    pub handover: Option<PathBuf>,
+    /// Takes over from the edge that answers there, instead of starting anew.
+    pub is_successor: bool,
     /// Silence after which a client is pinged; twice that without a frame closes with 4002.
     pub heartbeat_ms: u32,
     /// Agrees to permessage-deflate with clients that offer it.

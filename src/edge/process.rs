@@ -1,7 +1,9 @@
 //! The edge as a process: its shards, each a thread, and the admin page.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
@@ -9,6 +11,9 @@ use anyhow::Context;
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
+use super::handover::{
+    Estate, Giver, Inheritance, OfferParts, Order, Said, Taking, obey, secret_mark,
+};
 use super::identity::{Door, Identities, KeySource, Tokens, jwks};
 use super::metrics::Metrics;
 use super::options::{Auth, EdgeOptions, Keys};
@@ -23,6 +28,8 @@ use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
 use crate::sys::{StopFlag, patiently, random_u64};
 
 const LISTEN_BACKLOG: u32 = 4096;
+/// Socket slots of a ring: as many as the kernel gives.
+const SOCKETS_WANTED: u32 = 1 << 20;
 /// Bytes queued for one connection at most; the router cuts it well before.
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
 /// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
@@ -45,44 +52,131 @@ impl Told {
     }
 }
 
-/// Serves clients until SIGTERM, which drains.
-pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
+/// How a shard begins.
+enum Source {
+    Fresh(Listener),
+    Inherited(Inheritance),
+}
+
+/// What every shard thread is given.
+struct ShardStart {
+    index: usize,
+    options: EdgeOptions,
+    identities: Identities,
+    stop: StopFlag,
+    told: Told,
+    orders: Receiver<Order>,
+}
+
+/// Serves clients until SIGTERM, which drains, or until a successor has taken over.
+pub fn run(mut options: EdgeOptions) -> anyhow::Result<()> {
+    if options.is_successor {
+        let outcome = succeed(&mut options);
+        return outcome.inspect_err(|error| Said::Refused(format!("{error:#}")).say());
+    }
+    let listeners = open_listeners(&options)?;
+    let admin = options.admin.bind().context("opening the admin page")?;
+    serve(&options, admin, listeners.into_iter().map(Source::Fresh).collect(), None)
+}
+
+/// Serves what another edge has served so far.
+fn succeed(options: &mut EdgeOptions) -> anyhow::Result<()> {
+    let path = options.handover.clone().context("--take-over needs --handover")?;
+    let (taking, inheritances) = Taking::begin(&path, options)?;
+    let admin = match taking.keeps_admin {
+        true => taking.admin.try_clone()?,
+        false => options.admin.bind().context("opening the admin page")?,
+    };
+    let sources = inheritances.into_iter().map(Source::Inherited).collect();
+    serve(options, admin, sources, Some(taking))
+}
+
+fn serve(
+    options: &EdgeOptions,
+    admin: TcpListener,
+    sources: Vec<Source>,
+    taking: Option<Taking>,
+) -> anyhow::Result<()> {
     let registry = Registry::new("edge");
     let health = Health::starting();
     let stop = crate::sys::stop_flag().context("installing signal handlers")?;
-    let listeners = open_listeners(&options)?;
-    options.admin.open(&registry, &health).context("opening the admin page")?;
+    let kept_admin = admin.try_clone().context("opening the admin page")?;
     health.set_failing("no link to the sequencer yet");
+    let mut admin = Some(admin);
+    let mut open_admin = || match admin.take() {
+        Some(admin) => options.admin.open_on(admin, &registry, &health),
+        None => Ok(()),
+    };
+    if taking.is_none() {
+        open_admin().context("opening the admin page")?;
+    }
     let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
-    for (index, listener) in listeners.into_iter().enumerate() {
-        let (options, stop, metrics) = (options.clone(), stop.clone(), Metrics::new(&registry));
-        let (health, links) = (health.clone(), Arc::clone(&links));
+    let mut orders = Vec::new();
+    for (index, source) in sources.into_iter().enumerate() {
+        let (order, ordered) = mpsc::channel();
+        orders.push(order);
         let part = health.part(format!("shard {index}"));
-        let identities = identities.clone();
-        let work = move || {
-            let all = options.shards;
-            let linked = move || {
-                if links.fetch_add(1, Ordering::Relaxed) + 1 == all {
-                    health.set_ok();
-                    tracing::info!("edge serves");
-                }
-            };
-            let told = Told { metrics, part };
-            run_shard(index, &listener, &options, identities, &stop, told, linked)
+        let start = ShardStart {
+            index,
+            options: options.clone(),
+            identities: identities.clone(),
+            stop: stop.clone(),
+            told: Told { metrics: Metrics::new(&registry), part },
+            orders: ordered,
         };
+        let (health, links, all) = (health.clone(), Arc::clone(&links), options.shards);
+        let linked = move || {
+            if links.fetch_add(1, Ordering::Relaxed) + 1 == all {
+                health.set_ok();
+                tracing::info!("edge serves");
+            }
+        };
+        let work = move || run_shard(source, start, linked);
         shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
     }
+    if let Some(taking) = taking {
+        taking.finish().context("taking over")?;
+        open_admin().context("opening the admin page")?;
+    }
+    let giver = open_handover(options, kept_admin, orders);
     for shard in shards {
         match shard.join() {
             Ok(outcome) => outcome?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+    if let Some(giver) = giver {
+        giver.settle();
+    }
     tracing::info!("edge ends");
     Ok(())
+}
+
+/// From now on a successor may come. Without it the edge serves as well.
+fn open_handover(
+    options: &EdgeOptions,
+    admin: TcpListener,
+    orders: Vec<mpsc::Sender<Order>>,
+) -> Option<Arc<Giver>> {
+    let path = options.handover.as_ref()?;
+    let offer = OfferParts {
+        name: options.name.clone(),
+        listen: options.listen.to_string(),
+        sequencer: options.sequencer.to_string(),
+        secret: secret_mark(&options.secret),
+        sockets_max: KernelRing::sockets_limit(SOCKETS_WANTED),
+        admin: options.admin.address.to_string(),
+    };
+    let opened = Giver::open(path, Estate { offer, admin, orders });
+    opened
+        .inspect_err(|error| {
+            let path = path.display();
+            tracing::warn!(%path, %error, "no hand-over socket: this edge cannot be upgraded");
+        })
+        .ok()
 }
 
 fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
@@ -93,16 +187,9 @@ fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
     (0..options.shards).map(open).collect()
 }
 
-fn run_shard(
-    index: usize,
-    listener: &Listener,
-    options: &EdgeOptions,
-    identities: Identities,
-    stop: &StopFlag,
-    mut told: Told,
-    linked: impl FnOnce(),
-) -> anyhow::Result<()> {
-    let ring = KernelRing::new(RingOptions { sockets: 1 << 20, ..RingOptions::default() })?;
+fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow::Result<()> {
+    let ShardStart { index, options, identities, stop, mut told, orders } = start;
+    let ring = KernelRing::new(RingOptions { sockets: SOCKETS_WANTED, ..RingOptions::default() })?;
     let shard_options = ShardOptions {
         connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
         message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
@@ -111,17 +198,26 @@ fn run_shard(
         deflate: options.deflate,
         ..ShardOptions::default()
     };
-    let chat = Chat::new(ChatOptions {
-        name: format!("{}/{index}", options.name),
-        server: options.name.clone(),
-        incarnation: random_u64(),
-        secret: options.secret.clone(),
-        sequencer: options.sequencer,
-        heartbeat_ms: options.heartbeat_ms,
-        site: site(options, identities)?,
-    });
-    let mut shard = Shard::new(ring, chat, shard_options, Now::read());
-    shard.add_listener(listener.socket());
+    let site = site(&options, identities)?;
+    let chat = |incarnation| {
+        Chat::new(ChatOptions {
+            name: format!("{}/{index}", options.name),
+            server: options.name.clone(),
+            incarnation,
+            secret: options.secret.clone(),
+            sequencer: options.sequencer,
+            heartbeat_ms: options.heartbeat_ms,
+            site,
+        })
+    };
+    let (mut shard, listener) = match source {
+        Source::Fresh(listener) => {
+            let mut shard = Shard::new(ring, chat(random_u64()), shard_options, Now::read());
+            shard.add_listener(listener.socket());
+            (shard, listener)
+        }
+        Source::Inherited(inheritance) => inheritance.take(ring, shard_options, chat)?.start()?,
+    };
     let mut linked = Some(linked);
     while !stop.is_raised() {
         shard.turn(&mut Now::read);
@@ -131,6 +227,14 @@ fn run_shard(
             linked();
         }
         told.publish(&shard);
+        if let Ok(order) = orders.try_recv()
+            && obey(&mut shard, &listener, &order)
+        {
+            // The kernel takes the ring apart when the process has ended. To do it here, request
+            // by request, takes longer and is of no use to anybody.
+            std::mem::forget(shard);
+            return Ok(());
+        }
     }
     drain(&mut shard, &mut told);
     Ok(())

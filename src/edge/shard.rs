@@ -45,6 +45,7 @@ pub struct Shard<R: Ring, A: Application<R>> {
     is_accepting: bool,
     /// Nothing is begun: another process may go on from here.
     is_still: bool,
+    still_since_us: u64,
 }
 
 impl<R: Ring, A: Application<R>> Shard<R, A> {
@@ -62,6 +63,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             expire_after_ms: 0,
             is_accepting: true,
             is_still: false,
+            still_since_us: 0,
         }
     }
 

@@ -101,6 +101,12 @@ impl KernelRing {
         self.sockets_max
     }
 
+    /// What [`KernelRing::sockets_max`] of a ring would be that wants so many.
+    pub fn sockets_limit(wanted: u32) -> u32 {
+        let limit = crate::sys::open_files_limit().unwrap_or(SOCKETS_MAX);
+        u64::from(wanted).min(limit).min(SOCKETS_MAX) as u32
+    }
+
     /// Receive buffers of the pool, free or not.
     pub fn buffers_max(&self) -> usize {
         self.pool.count()
@@ -404,7 +410,7 @@ fn check_kernel(ring: &IoUring) -> Result<(), RingFault> {
 
 fn register_sockets(ring: &IoUring, wanted: u32) -> Result<u32, RingFault> {
     let limit = crate::sys::open_files_limit().unwrap_or(SOCKETS_MAX);
-    let sockets = u64::from(wanted).min(limit).min(SOCKETS_MAX) as u32;
+    let sockets = KernelRing::sockets_limit(wanted);
     match ring.submitter().register_files_sparse(sockets) {
         Ok(()) => Ok(sockets),
         Err(source) => Err(RingFault::SocketTable { sockets, limit, source }),

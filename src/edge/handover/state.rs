@@ -24,6 +24,8 @@ wire_struct! {
         /// Of each connection slot, up to the last one that was ever in use.
         pub generations: Vec<u32>,
         pub connection_count: u32,
+        /// When it began to stand still.
+        pub still_since_us: u64,
         pub chat: Option<ChatState>,
     }
 }

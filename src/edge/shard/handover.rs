@@ -36,6 +36,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     pub fn stand_still(&mut self, clock: &mut dyn FnMut() -> Now) -> bool {
         self.is_still = true;
         let now = clock();
+        self.still_since_us = now.monotonic_us;
         self.application.standing_still(now, &mut self.ring);
         for (index, listener) in self.listeners.iter().enumerate() {
             if listener.is_armed {
@@ -78,6 +79,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         ShardState {
             generations: self.connections.generations().to_vec(),
             connection_count: self.connections.count() as u32,
+            still_since_us: self.still_since_us,
             chat: None,
         }
     }

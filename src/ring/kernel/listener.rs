@@ -21,6 +21,19 @@ impl Listener {
         Socket::Ordinary(self.descriptor.as_raw_fd())
     }
 
+    /// Another descriptor of the same socket, for another process.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.descriptor.try_clone()
+    }
+
+    /// The listener that another process had.
+    pub fn inherited(descriptor: OwnedFd) -> io::Result<Listener> {
+        let socket = socket2::Socket::from(descriptor);
+        let address = socket.local_addr()?.as_socket();
+        let address = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Listener { descriptor: socket.into(), address })
+    }
+
     /// The bound address, with the port the kernel chose when 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
