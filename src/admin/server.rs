@@ -26,9 +26,8 @@ pub fn start(address: SocketAddr, registry: Registry, health: Health) -> io::Res
 
 /// Listens at `address`. Errors name it.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).map_err(|error| {
-        io::Error::new(error.kind(), format!("admin address {address}: {error}"))
-    })
+    TcpListener::bind(address)
+        .map_err(|error| io::Error::new(error.kind(), format!("admin address {address}: {error}")))
 }
 
 /// As [`start`], on a socket that listens already.

@@ -14,6 +14,7 @@ mod settings;
 mod tail;
 mod token;
 mod up;
+mod upgrade;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use settings::{
 };
 use tail::TailSettings;
 use token::TokenSettings;
+use upgrade::UpgradeSettings;
 
 /// A self-hosted real-time messaging backbone.
 ///
@@ -64,6 +66,8 @@ enum Command {
     Sequencer(SequencerSettings),
     /// Keep every message: the log on disk and its index.
     Store(StoreSettings),
+    /// Put a new program in the place of a running edge; every client stays connected.
+    Upgrade(UpgradeSettings),
     /// Send one message and wait until it is accepted.
     Send(SendSettings),
     /// Print a user's messages as they come, and acknowledge them.
@@ -158,6 +162,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
         Command::Check(flags) => check::run(&flags),
+        Command::Upgrade(flags) => upgrade::run(flags),
         Command::Send(flags) => send::run(flags, &crate::sys::impatient_stop_flag()?),
         Command::Tail(flags) => tail::run(flags, &crate::sys::impatient_stop_flag()?),
         Command::Completions { shell } => {
@@ -220,6 +225,7 @@ impl Command {
             Command::Check(_) => "check",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
+            Command::Upgrade(_) => "upgrade",
             Command::Send(_) => "send",
             Command::Tail(_) => "tail",
         }

@@ -46,6 +46,7 @@ pub struct Shard<R: Ring, A: Application<R>> {
     /// Nothing is begun: another process may go on from here.
     is_still: bool,
     still_since_us: u64,
+    turn_wait_max_us: u64,
 }
 
 impl<R: Ring, A: Application<R>> Shard<R, A> {
@@ -64,6 +65,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             is_accepting: true,
             is_still: false,
             still_since_us: 0,
+            turn_wait_max_us: TURN_WAIT_MAX_US,
         }
     }
 
@@ -168,7 +170,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let wheel_us = self.connections.wait_ms().map(|wait_ms| wait_ms * 1_000);
         let application_us = self.application.next_deadline_us();
         let until = |deadline_us: u64| deadline_us.saturating_sub(now.monotonic_us);
-        TURN_WAIT_MAX_US
+        self.turn_wait_max_us
             .min(wheel_us.unwrap_or(u64::MAX))
             .min(application_us.map_or(u64::MAX, until))
     }

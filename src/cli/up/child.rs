@@ -9,6 +9,7 @@ use std::str::FromStr;
 use super::directory::{admin_path, secret_path, store_path};
 use super::restart::End;
 use crate::cli::identity::IdentitySettings;
+use crate::edge::handover::TAKE_OVER_FLAG;
 use crate::sys;
 
 const SIGKILL: i32 = signal_hook::consts::SIGKILL;
@@ -34,6 +35,8 @@ pub struct Plan {
     pub sequencer_link: SocketAddr,
     /// `None`: the page has no kill buttons.
     pub control: Option<PathBuf>,
+    /// `None`: the edge cannot be upgraded in place.
+    pub handover: Option<PathBuf>,
     pub shards: Option<usize>,
     pub identity: IdentitySettings,
     pub hosts: Vec<String>,
@@ -72,7 +75,19 @@ impl Plan {
     /// *thread* that started it ends. It is a process group of its own, so that Ctrl-C on a
     /// terminal reaches `up` alone, which then ends the children in their order.
     pub fn command(&self, role: Role) -> Command {
-        let mut command = Command::new(executable(&self.executable));
+        self.command_of(executable(&self.executable), role)
+    }
+
+    /// The command of an edge that takes over from the one that runs. As [`Plan::command`].
+    pub fn successor(&self, program: &Path) -> Command {
+        let mut command = self.command_of(program, Role::Edge);
+        command.arg(TAKE_OVER_FLAG);
+        command
+    }
+
+    /// As [`Plan::command`], of another program.
+    pub fn command_of(&self, program: &Path, role: Role) -> Command {
+        let mut command = Command::new(program);
         command
             .arg0("aldis")
             .arg(role.name())
@@ -119,6 +134,9 @@ impl Plan {
                 if let Some(control) = &self.control {
                     flag("--control", control);
                 }
+                if let Some(handover) = &self.handover {
+                    flag("--handover", handover);
+                }
             }
         }
         flag("--secret-file", &secret_path(&self.directory));
@@ -160,6 +178,7 @@ mod tests {
             store_link: "127.0.0.1:20001".parse().unwrap(),
             sequencer_link: "127.0.0.1:20002".parse().unwrap(),
             control: Some(PathBuf::from("data/up.sock")),
+            handover: Some(PathBuf::from("data/run/edge.sock")),
             shards: Some(2),
             identity: IdentitySettings {
                 auth: "jwt".to_owned(),
@@ -198,7 +217,8 @@ mod tests {
             line(Role::Edge),
             "edge --listen 127.0.0.1:8080 --sequencer 127.0.0.1:20002 --auth jwt \
              --jwt-key a.pem --jwt-key b.pem --jwt-issuer https://id.local --shards 2 \
-             --host chat.local --deflate true --control data/up.sock --secret-file data/secret \
+             --host chat.local --deflate true --control data/up.sock \
+             --handover data/run/edge.sock --secret-file data/secret \
              --admin-file data/run/edge.admin"
         );
     }

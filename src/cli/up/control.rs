@@ -40,7 +40,7 @@ pub fn open(path: &Path, events: Sender<Event>) -> Option<PathBuf> {
 }
 
 /// The path, or the same one from the working directory (which the children share), if it fits.
-fn short_path(path: &Path) -> Option<PathBuf> {
+pub fn short_path(path: &Path) -> Option<PathBuf> {
     let fits = |path: &Path| path.as_os_str().len() <= SOCKET_PATH_SIZE_MAX;
     if fits(path) {
         return Some(path.to_owned());

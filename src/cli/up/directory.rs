@@ -3,6 +3,8 @@
 //! - `up.lock`: held by flock as long as `up` runs; the kernel releases it however `up` ends.
 //! - `secret`: the link's shared secret, made once.
 //! - `up.sock`: where the edge passes on the page's kill buttons.
+//! - `run/upgrade.sock`: where `aldis upgrade` asks; `run/edge.sock`: where a successor of the edge
+//!   takes over.
 //! - `run/<process>.admin`: the address of each child's admin page.
 //! - `store/`: the store's own.
 
@@ -41,6 +43,16 @@ impl DataDirectory {
     pub fn control_path(&self) -> PathBuf {
         self.path.join("up.sock")
     }
+}
+
+/// Where `aldis upgrade` asks.
+pub fn upgrade_path(directory: &Path) -> PathBuf {
+    directory.join("run").join("upgrade.sock")
+}
+
+/// Where a successor of the edge takes over.
+pub fn handover_path(directory: &Path) -> PathBuf {
+    directory.join("run").join("edge.sock")
 }
 
 /// The file with the link's secret.

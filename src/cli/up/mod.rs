@@ -11,6 +11,7 @@ mod ports;
 mod readiness;
 mod restart;
 mod supervisor;
+mod upgrade;
 mod welcome;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use super::identity::IdentitySettings;
 use crate::admin::{AdminOptions, Health, Registry};
 use child::Plan;
 use directory::DataDirectory;
+pub use directory::upgrade_path;
 use supervisor::Supervisor;
 
 /// What `up` was told.
@@ -54,6 +56,7 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
     admin.open(&registry, &health).context("opening the admin page")?;
     let (events, inbox) = supervisor::channel()?;
     let control = control::open(&directory.control_path(), events.clone());
+    upgrade::open(&upgrade_path(&options.data), events.clone());
     let plan = Plan {
         executable: std::env::current_exe()?,
         directory: options.data.clone(),
@@ -61,6 +64,7 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         store_link,
         sequencer_link,
         control,
+        handover: control::short_path(&directory::handover_path(&options.data)),
         shards: options.shards,
         identity: options.identity,
         hosts: options.hosts,

@@ -4,6 +4,7 @@
 //! Invariant: a child has a process, or a time at which it starts, or (while ending) neither.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +19,11 @@ use signal_hook::iterator::Signals;
 use super::child::{self, Plan, ROLES, Role};
 use super::readiness::Watch;
 use super::restart::{Restart, Verdict};
+use super::upgrade::{Asked, Outcome, Replaced, Succession};
 use super::welcome;
 use crate::admin::{Counter, Health, Part, Registry};
 use crate::cli::failure::{CODE_USAGE, Usage};
+use crate::edge::handover::Said;
 use crate::sys;
 
 /// Children are looked at this often even if their signal is missed.
@@ -42,6 +45,13 @@ pub enum Event {
         role: Role,
         life: u64,
     },
+    /// `aldis upgrade`.
+    Upgrade(Asked),
+    /// The successor of the edge with this process number.
+    Successor {
+        successor: u32,
+        said: Said,
+    },
 }
 
 /// Watches the children of one plan.
@@ -53,10 +63,14 @@ pub struct Supervisor {
     health: Health,
     ending: Part,
     welcomed: bool,
+    succession: Option<Succession>,
+    replaced: Vec<Replaced>,
 }
 
 struct Supervised {
     role: Role,
+    /// Another program than the plan's, since an upgrade.
+    program: Option<PathBuf>,
     process: Option<Child>,
     /// When to start, if there is no process.
     start_at: Option<Instant>,
@@ -113,6 +127,8 @@ impl Supervisor {
             ending: health.part(""),
             health,
             welcomed: false,
+            succession: None,
+            replaced: Vec::new(),
         }
     }
 
@@ -133,9 +149,12 @@ impl Supervisor {
                 Ok(Event::Stop | Event::Interrupt) => return Ok(()),
                 Ok(Event::Kill(role)) => self.kill(role),
                 Ok(Event::Ready { role, life }) => self.ready(role, life),
+                Ok(Event::Upgrade(asked)) => self.begin_upgrade(asked),
+                Ok(Event::Successor { successor, said }) => self.successor_said(successor, said)?,
                 Ok(Event::ChildEnded) | Err(_) => {}
             }
             self.collect_ended()?;
+            self.look_at_upgrade()?;
         }
     }
 
@@ -185,9 +204,70 @@ impl Supervisor {
         }
     }
 
+    fn begin_upgrade(&mut self, asked: Asked) {
+        let edge = self.children.iter().find(|child| child.role == Role::Edge);
+        let is_ready = edge.is_some_and(|edge| edge.process.is_some() && edge.ready_at.is_some());
+        if self.succession.is_some() {
+            asked.refuse("another upgrade is under way");
+        } else if !is_ready || self.plan.handover.is_none() {
+            asked.refuse("the edge is not ready to be taken over");
+        } else {
+            self.succession = asked.start(&self.plan, &self.events);
+        }
+    }
+
+    fn successor_said(&mut self, successor: u32, said: Said) -> anyhow::Result<()> {
+        let is_it = |succession: &mut Succession| succession.process_id() == successor;
+        match self.succession.take_if(is_it) {
+            Some(succession) => self.follow(succession.said(said)),
+            None => Ok(()),
+        }
+    }
+
+    fn look_at_upgrade(&mut self) -> anyhow::Result<()> {
+        self.replaced.retain_mut(Replaced::runs);
+        match self.succession.take() {
+            Some(succession) => self.follow(succession.look()),
+            None => Ok(()),
+        }
+    }
+
+    fn follow(&mut self, step: Result<Outcome, Succession>) -> anyhow::Result<()> {
+        let outcome = match step {
+            Ok(outcome) => outcome,
+            Err(succession) => {
+                self.succession = Some(succession);
+                return Ok(());
+            }
+        };
+        let Supervisor { children, plan, events, health, replaced, .. } = self;
+        let Some(edge) = children.iter_mut().find(|child| child.role == Role::Edge) else {
+            return Ok(());
+        };
+        match outcome {
+            Outcome::Serves(process, program) => {
+                edge.program = Some(program);
+                edge.start_at = None;
+                replaced.extend(edge.process.replace(process).map(Replaced::new));
+                edge.watch(plan, events, health);
+                Ok(())
+            }
+            // The old one had ended, because it was taken over, and then the new one failed.
+            Outcome::Failed(status) if edge.process.is_none() && edge.start_at.is_none() => {
+                edge.plan_restart(status)
+            }
+            Outcome::Failed(_) => Ok(()),
+        }
+    }
+
     fn collect_ended(&mut self) -> anyhow::Result<()> {
         for child in &mut self.children {
             if let Some(status) = child.ended()? {
+                let is_taken_over = child.role == Role::Edge && self.succession.is_some();
+                if is_taken_over && status.success() {
+                    // Its successor says so in a moment.
+                    continue;
+                }
                 child.plan_restart(status)?;
             }
         }
@@ -199,6 +279,9 @@ impl Supervisor {
     fn stop(&mut self) {
         tracing::info!("stopping edge, sequencer and store");
         self.ending.set(Some("ending"));
+        if let Some(succession) = self.succession.take() {
+            succession.fail("everything is told to end");
+        }
         for role in ROLES.into_iter().rev() {
             match self.stop_one(role) {
                 Waited::Ended => {}
@@ -242,6 +325,9 @@ impl Supervisor {
     }
 
     fn kill_all(&mut self) {
+        if let Some(succession) = self.succession.take() {
+            succession.fail("everything ends");
+        }
         for child in &mut self.children {
             child.kill();
         }
@@ -259,6 +345,7 @@ impl Supervised {
             ("aldis_child_restarts_total", "Children started again after they ended");
         Supervised {
             role,
+            program: None,
             process: None,
             start_at: Some(Instant::now()),
             ready_at: None,
@@ -275,25 +362,32 @@ impl Supervised {
         health: &Health,
     ) -> anyhow::Result<()> {
         let name = self.role.name();
-        let admin_file = plan.admin_path(self.role);
         // The address of an earlier life must not be taken for this one's.
-        let _ = std::fs::remove_file(&admin_file);
-        let process =
-            plan.command(self.role).spawn().with_context(|| format!("cannot start the {name}"))?;
+        let _ = std::fs::remove_file(plan.admin_path(self.role));
+        let mut command = match &self.program {
+            Some(program) if program.exists() => plan.command_of(program, self.role),
+            _ => plan.command(self.role),
+        };
+        let process = command.spawn().with_context(|| format!("cannot start the {name}"))?;
         tracing::info!(child = name, child_pid = process.id(), "started");
         self.process = Some(process);
         self.start_at = None;
+        self.watch(plan, events, health);
+        Ok(())
+    }
+
+    /// Watches for the readiness of a process that has just come.
+    fn watch(&mut self, plan: &Plan, events: &Sender<Event>, health: &Health) {
         self.ready_at = None;
         let life = 1 + self.life.fetch_add(1, Ordering::Relaxed);
         let watch = Watch {
             role: self.role,
             life,
             current_life: self.life.clone(),
-            admin_file,
-            part: health.part(name),
+            admin_file: plan.admin_path(self.role),
+            part: health.part(self.role.name()),
         };
         watch.start(events.clone());
-        Ok(())
     }
 
     /// The status of a process that has ended and was not asked for before.
@@ -368,6 +462,7 @@ mod tests {
             store_link: loopback,
             sequencer_link: loopback,
             control: None,
+            handover: None,
             shards: None,
             identity: IdentitySettings {
                 auth: "dev".to_owned(),

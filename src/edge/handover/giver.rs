@@ -29,12 +29,17 @@ use crate::sys::DESCRIPTORS_PER_MESSAGE_MAX;
 const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one step of it may take while the clients wait.
 const STEP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a shard serves on until the others have heard of it too.
+const GATHER_MS_MAX: u64 = 1_000;
 /// Bytes of one batch, but for its last connection.
 const BATCH_SIZE_MAX: usize = 4 * 1024 * 1024;
 
 /// To a shard: give your state.
 pub struct Order {
     lane: Lane,
+    /// Shards that have not heard of it. They stand still together, so that none waits for others
+    /// to notice.
+    awaited: Arc<AtomicUsize>,
     report: Sender<Result<usize, String>>,
     /// `true`: it is the successor's now. Else, and when there is nobody to say anything: move on.
     verdict: Receiver<bool>,
@@ -132,9 +137,15 @@ impl Giver {
         tracing::info!("a successor is ready; the shards stand still");
         let (report, reports) = channel();
         let mut verdicts = Vec::new();
+        let awaited = Arc::new(AtomicUsize::new(lanes.len()));
         for (order, shard_lane) in estate.orders.iter().zip(lanes) {
             let (say, verdict) = channel();
-            let wanted = Order { lane: shard_lane, report: report.clone(), verdict };
+            let wanted = Order {
+                lane: shard_lane,
+                awaited: Arc::clone(&awaited),
+                report: report.clone(),
+                verdict,
+            };
             order.send(wanted).map_err(|_| "a shard has ended".to_owned())?;
             verdicts.push(say);
         }
@@ -174,6 +185,12 @@ impl OfferParts {
 /// A shard does as it was ordered. `true`: it is not this process's any more.
 pub fn obey(shard: &mut Shard<KernelRing, Chat>, listener: &Listener, order: &Order) -> bool {
     let _unlikely = order.lane.set_patience(Some(STEP_PATIENCE));
+    order.awaited.fetch_sub(1, Ordering::AcqRel);
+    shard.hurry();
+    let end_ms = Now::read().monotonic_ms() + GATHER_MS_MAX;
+    while order.awaited.load(Ordering::Acquire) > 0 && Now::read().monotonic_ms() < end_ms {
+        shard.turn(&mut Now::read);
+    }
     let given = match shard.application().router().is_draining() {
         true => Err("it is draining".to_owned()),
         false => give_shard(shard, listener, &order.lane),
@@ -214,10 +231,7 @@ fn give_shard(
 }
 
 /// The next connections, and how many of `ids` they are.
-fn batch(
-    shard: &Shard<KernelRing, Chat>,
-    ids: &[crate::edge::ConnectionId],
-) -> (Batch, usize) {
+fn batch(shard: &Shard<KernelRing, Chat>, ids: &[crate::edge::ConnectionId]) -> (Batch, usize) {
     let mut batch = Batch { connections: Vec::new(), clients: Vec::new() };
     let (mut count, mut size) = (0, 0);
     for id in ids.iter().take(DESCRIPTORS_PER_MESSAGE_MAX) {

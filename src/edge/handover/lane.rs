@@ -14,6 +14,7 @@ use crate::sys::{receive_with_descriptors, send_with_descriptors};
 const SIZE_SIZE: usize = 4;
 
 /// One end of it.
+#[derive(Debug)]
 pub struct Lane {
     stream: UnixStream,
 }

@@ -202,7 +202,10 @@ fn agree(offer: &Offer, options: &mut EdgeOptions) -> anyhow::Result<()> {
     ensure!(*offer.listen == *options.listen.to_string(), "--listen is {} there", offer.listen);
     let sequencer = options.sequencer.to_string();
     ensure!(*offer.sequencer == *sequencer, "--sequencer is {} there", offer.sequencer);
-    ensure!(*offer.secret == *secret_mark(&options.secret), "--secret-file has another secret there");
+    ensure!(
+        *offer.secret == *secret_mark(&options.secret),
+        "--secret-file has another secret there"
+    );
     let shards = offer.shards as usize;
     if shards != options.shards {
         tracing::warn!(shards, "the number of shards stays what it was until the next start");

@@ -30,6 +30,11 @@ pub enum Unfit {
 }
 
 impl<R: Ring, A: Application<R>> Shard<R, A> {
+    /// Waits for no more than a moment in each turn, because it is about to stand still.
+    pub fn hurry(&mut self) {
+        self.turn_wait_max_us = TURN_WAIT_US;
+    }
+
     /// Stands still: accepts, receives and sends nothing. What has arrived was handled; what a send
     /// had not sent is queued again. `false`: the kernel did not come to an end with a request;
     /// [`Shard::move_on`] undoes it.
@@ -70,6 +75,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Goes on after all.
     pub fn move_on(&mut self) {
         self.is_still = false;
+        self.turn_wait_max_us = super::TURN_WAIT_MAX_US;
         self.begin_requests();
     }
 
