@@ -29,6 +29,18 @@ impl Client {
         Ok(Client { socket, closed: None })
     }
 
+    /// Connects over a stream that is open, and takes `welcome`.
+    pub fn over(url: &str, stream: TcpStream) -> Client {
+        let stream = MaybeTlsStream::Plain(stream);
+        let (socket, _response) = tungstenite::client(url, stream).expect("the server upgrades");
+        if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
+            stream.set_read_timeout(Some(Duration::from_millis(2))).expect("set");
+        }
+        let mut client = Client { socket, closed: None };
+        client.expect("welcome");
+        client
+    }
+
     /// Connects and takes `welcome`.
     pub fn connect(url: &str) -> Client {
         let mut client = Client::try_connect(url).expect("the server takes connections");
