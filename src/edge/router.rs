@@ -32,7 +32,7 @@ use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
 pub use counters::Counters;
 use deadlines::Deadlines;
-pub use handover::{ClientState, RouterState};
+pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
 use requests::{Requests, Unanswered};
 

@@ -97,7 +97,7 @@ pub fn receive_with_descriptors(
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while let Some(found) = header.as_ref() {
             if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
-                let payload_size = found.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let payload_size = found.cmsg_len - libc::CMSG_LEN(0) as usize;
                 let first = libc::CMSG_DATA(header).cast::<RawFd>();
                 for index in 0..payload_size / size_of::<RawFd>() {
                     let raw = first.add(index).read_unaligned();

@@ -271,3 +271,6 @@ fn listening_of(byte: u8) -> Option<Listening> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
