@@ -77,7 +77,7 @@ fn every_flag_can_come_from_the_environment() {
             let Some(long) = argument.get_long() else {
                 continue;
             };
-            if ["help", "config", "log", "print-config"].contains(&long) {
+            if ["help", "config", "log", "print-config", "take-over"].contains(&long) {
                 continue;
             }
             let expected = format!("ALDIS_{name}_{}", long.to_uppercase().replace('-', "_"));

@@ -137,11 +137,13 @@ fn serve(
         let work = move || run_shard(source, start, linked);
         shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
     }
-    if let Some(taking) = taking {
-        taking.finish().context("taking over")?;
-        open_admin().context("opening the admin page")?;
-    }
+    let took = taking.map(Taking::finish).transpose().context("taking over")?;
+    open_admin().context("opening the admin page")?;
     let giver = open_handover(options, kept_admin, orders);
+    if let Some(took) = took {
+        // Not before the next successor could come.
+        took.say();
+    }
     for shard in shards {
         match shard.join() {
             Ok(outcome) => outcome?,

@@ -250,6 +250,8 @@ impl Supervisor {
                 edge.start_at = None;
                 replaced.extend(edge.process.replace(process).map(Replaced::new));
                 edge.watch(plan, events, health);
+                // It was before it took over.
+                edge.ready_at = Some(Instant::now());
                 Ok(())
             }
             // The old one had ended, because it was taken over, and then the new one failed.

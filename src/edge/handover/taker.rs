@@ -92,8 +92,9 @@ impl Taking {
         Ok((Taking { lane, admin, keeps_admin, reports, gates }, inheritances))
     }
 
-    /// Takes everything; sets the shards going when the old edge has let go.
-    pub fn finish(self) -> anyhow::Result<()> {
+    /// Takes everything; sets the shards going when the old edge has let go. Yields what is to be
+    /// said of it.
+    pub fn finish(self) -> anyhow::Result<Said> {
         let refuse = |error: anyhow::Error| {
             let _gone = self.lane.say(&ToOld::Refused { reason: format!("{error:#}").into() });
             error
@@ -126,8 +127,7 @@ impl Taking {
         }
         let pause_us = Now::read().monotonic_us.saturating_sub(since_us);
         tracing::info!(connections = count, pause_us, "took everything over");
-        Said::Serving { connections: count, pause_us }.say();
-        Ok(())
+        Ok(Said::Serving { connections: count, pause_us })
     }
 
     fn next_step(&self) -> anyhow::Result<Step> {

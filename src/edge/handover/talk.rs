@@ -4,7 +4,7 @@
 //! when nothing can fail any more that does not depend on the state. The shards of the old one then
 //! stand still and give their states and sockets over the lanes. Once all has arrived, it is
 //! `Adopted`; the old one says `Go`, and before the new one touches a socket it says that it is
-//! `Serving`. Whatever ends the talk before that leaves everything with the old one, which moves on.
+//! `Serving`. Whatever ends the talk before that leaves everything with the old one: it moves on.
 
 use bytes::Bytes;
 
