@@ -184,7 +184,7 @@ fn upgrades_under_load_part_nobody_and_lose_nothing() {
         let id = format!("half{round}");
         let said = json!({"t": "send", "to": "nobody", "id": id, "body": "z".repeat(200)});
         let frame = masked(&said.to_string());
-        let (head, tail) = frame.split_at(3 + round * 20);
+        let (head, tail) = frame.split_at(1 + (2 + round * 20) % 240);
         framer.write(head);
         for _ in 0..20 {
             slow_count += 1;
@@ -251,6 +251,9 @@ fn a_successor_that_fails_changes_nothing() {
     fails("the successor ended at once (exit status: 1); nothing has changed");
     script(&program, "echo refused no luck; exec sleep 60");
     fails("no luck");
+    let other_name = format!("exec {} \"$@\" --name other", env!("CARGO_BIN_EXE_aldis"));
+    script(&program, &other_name);
+    fails("--name is edge-1 there");
     script(&program, "exec sleep 60");
     fails("the successor takes too long");
     fs::write(&program, b"no program").expect("written");
@@ -329,6 +332,12 @@ impl Drop for Process {
     }
 }
 
+/// The number of the process that an upgrade started.
+fn started(output: &Output) -> u32 {
+    let line = BufReader::new(&output.stdout[..]).lines().last().expect("a line").expect("text");
+    line.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a number")
+}
+
 /// Ends a process that is a child of somebody else by now.
 struct Orphan(u32);
 
@@ -372,8 +381,7 @@ fn a_lone_edge_is_upgraded_while_its_sequencer_is_away_and_systemd_is_told() {
     alice.say(json!({"t": "send", "ref": 7, "to": "bob", "id": "2", "body": "between"}));
     let output = upgrade(&[&"--handover", &handover]);
     assert!(output.status.success(), "{output:?}");
-    let line = BufReader::new(&output.stdout[..]).lines().last().expect("a line").expect("text");
-    let number = line.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a number");
+    let number = started(&output);
     let _second_edge = Orphan(number);
     let status = first_edge.0.wait().expect("it ends");
     assert!(status.success(), "{status}");
@@ -384,5 +392,11 @@ fn a_lone_edge_is_upgraded_while_its_sequencer_is_away_and_systemd_is_told() {
     let _second_sequencer = Process::start(&sequencer, None);
     assert_eq!(alice.expect("sent")["ref"], 7);
     assert_eq!(bob.expect("msg")["seq"], 2);
+
+    let again = upgrade(&[&"--handover", &handover]);
+    assert!(again.status.success(), "{again:?}");
+    let _third_edge = Orphan(started(&again));
+    alice.send("bob", "3", "after");
+    assert_eq!(bob.expect("msg")["seq"], 3);
     assert!(upgrade(&[&"--handover", &path("nobody.sock")]).status.code() == Some(1));
 }

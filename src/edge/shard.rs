@@ -195,7 +195,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             listener.is_armed = completion.more;
         }
         let Ok(socket) = u32::try_from(completion.result) else {
-            if self.is_cancelled(&completion) {
+            if self.is_still {
                 return;
             }
             self.accept_after_ms = self.connections.now.monotonic_ms() + ACCEPT_RETRY_MS;
@@ -241,7 +241,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
                 self.connections.counters.starved += 1;
                 self.starved.push(id);
             }
-            _ if self.is_cancelled(&completion) => {}
+            error if error == -libc::ECANCELED => self.receive(id),
             _ => self.connections.lost(id, true),
         }
         if let Some(buffer) = completion.buffer {
@@ -261,7 +261,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     fn sent(&mut self, completion: Completion) {
         let id = id_of(completion.token);
-        if self.is_cancelled(&completion) {
+        if completion.result == -libc::ECANCELED && self.connections.get(id).is_some() {
             return self.unsent(completion.token);
         }
         if let Some(emptied) = self.ring.take_sent(completion.token) {

@@ -5,7 +5,7 @@
 //! leaves that its state does not tell. A shard that is not taken over after all moves on.
 
 use crate::clock::Now;
-use crate::ring::{Completion, Kind, Ring, Token};
+use crate::ring::{Kind, Ring, Token};
 
 use super::{ConnectionId, Connections, Shard, accept_token, receive_token};
 use crate::edge::application::Application;
@@ -138,12 +138,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         if outbound.waiting() == 0 {
             // It was cancelled when all of it had left.
             self.connections.sent(id);
+        } else if !self.is_still {
+            // The end came when this shard had given up waiting for it, and had moved on.
+            self.connections.queue(id, |_| {});
         }
-    }
-
-    /// Whether a completion says no more than that the shard stands still.
-    pub(super) fn is_cancelled(&self, completion: &Completion) -> bool {
-        self.is_still && completion.result == -libc::ECANCELED
     }
 
     fn cancel_requests(&mut self, id: ConnectionId) {
