@@ -51,8 +51,9 @@ const SIMULATION_TOO: &[&str] =
     &["clock", "framer", "limits", "link", "protocol", "simulation", "store"];
 
 /// Code that owns no socket, clock, thread, file or randomness: path prefixes under `src`.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "arena/",
+    "edge/admission",
     "edge/connection",
     "edge/identity/keys",
     "edge/identity/pem",

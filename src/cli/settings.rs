@@ -17,6 +17,7 @@ use super::failure::Usage;
 use super::identity::IdentitySettings;
 use super::up::UpOptions;
 use crate::admin::AdminOptions;
+use crate::edge::admission::AdmissionOptions;
 use crate::edge::echo::EchoOptions;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::sequencer::options::SequencerOptions;
@@ -24,6 +25,8 @@ use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
 
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
+/// What a provider gives one household, or less.
+const IPV6_PREFIX_DEFAULT: u8 = 64;
 /// Any free port, for nobody but this machine.
 const ANY_LOOPBACK: Endpoint = Endpoint(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 /// A secret that is shorter can be guessed.
@@ -142,6 +145,18 @@ pub struct EdgeSettings {
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Connections at a time; 0: as many as the machine allows. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_CONNECTIONS", value_name = "N")]
+    connections: Option<u32>,
+    /// New connections a second; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_HANDSHAKES_PER_SECOND", value_name = "N")]
+    handshakes_per_second: Option<u32>,
+    /// Connections of one client address at a time, in each shard; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    connections_per_address: Option<u32>,
+    /// IPv6 addresses that share so many first bits are one. Default: 64
+    #[arg(long, env = "ALDIS_EDGE_IPV6_PREFIX", value_name = "BITS")]
+    ipv6_prefix: Option<u8>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -337,6 +352,10 @@ impl EdgeSettings {
             control: self.control.or(file.control),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
             deflate: self.deflate.or(file.deflate),
+            connections: self.connections.or(file.connections),
+            handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
+            connections_per_address: self.connections_per_address.or(file.connections_per_address),
+            ipv6_prefix: self.ipv6_prefix.or(file.ipv6_prefix),
             print_config: self.print_config,
         }
     }
@@ -350,6 +369,10 @@ impl EdgeSettings {
             name: self.name.or_else(|| Some("edge-1".to_owned())),
             heartbeat_ms: self.heartbeat_ms.or(Some(HEARTBEAT_MS_DEFAULT)),
             deflate: self.deflate.or(Some(false)),
+            connections: self.connections.or(Some(0)),
+            handshakes_per_second: self.handshakes_per_second.or(Some(0)),
+            connections_per_address: self.connections_per_address.or(Some(0)),
+            ipv6_prefix: self.ipv6_prefix.or(Some(IPV6_PREFIX_DEFAULT)),
             ..self
         }
     }
@@ -365,6 +388,20 @@ impl EdgeSettings {
         };
         let auth = identity.auth(listen)?;
         let shards = check_shards(needed(self.shards, "edge", "shards")?)?;
+        let admission = AdmissionOptions {
+            handshakes_per_second: needed(
+                self.handshakes_per_second,
+                "edge",
+                "handshakes-per-second",
+            )?,
+            shards: shards as u32,
+            connections_per_address: needed(
+                self.connections_per_address,
+                "edge",
+                "connections-per-address",
+            )?,
+            ipv6_prefix: check_prefix(needed(self.ipv6_prefix, "edge", "ipv6-prefix")?)?,
+        };
         Ok(EdgeOptions {
             name: needed(self.name, "edge", "name")?,
             listen,
@@ -377,6 +414,8 @@ impl EdgeSettings {
             control: self.control,
             heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
             deflate: needed(self.deflate, "edge", "deflate")?,
+            connections: needed(self.connections, "edge", "connections")? as usize,
+            admission,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
     }
@@ -518,6 +557,13 @@ fn check_heartbeat(heartbeat_ms: u32) -> Result<u32, Usage> {
     Err(Usage(format!(
         "--heartbeat-ms {heartbeat_ms}: it must be 100 to 3600000; the default is 30000"
     )))
+}
+
+fn check_prefix(bits: u8) -> Result<u8, Usage> {
+    if (1..=128).contains(&bits) {
+        return Ok(bits);
+    }
+    Err(Usage(format!("--ipv6-prefix {bits}: it must be 1 to 128; the default is 64")))
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {

@@ -91,6 +91,8 @@ pub struct Flags {
     pub is_peer_done: bool,
     /// The socket is closed with RST.
     pub is_reset: bool,
+    /// It was not let in: see [`super::admission`].
+    pub is_refused: bool,
     /// The logarithm of the window for compressed messages to this client; 0 without compression.
     pub deflate_window_bits: u8,
 }

@@ -1,10 +1,14 @@
 //! The connections of one shard: what an application may do with them, and what the shard does to
 //! them that needs no ring. What is queued here leaves at the end of the turn.
 
+use std::net::SocketAddr;
+
 use crate::arena::{Slab, Wheel};
 use crate::clock::Now;
+use crate::framer::handshake::refusal_response;
 use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 
+use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
 use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Phase};
 
@@ -25,6 +29,7 @@ pub struct ShardOptions {
     pub drain_ms: u64,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    pub admission: AdmissionOptions,
 }
 
 impl Default for ShardOptions {
@@ -37,12 +42,18 @@ impl Default for ShardOptions {
             heartbeat_ms: 30_000,
             drain_ms: 2 * CLOSE_MS,
             deflate: false,
+            admission: AdmissionOptions::default(),
         }
     }
 }
 
 /// Slots beyond `connection_count_max` in which the refused hear 503.
 pub const SPARE_COUNT: usize = 64;
+/// Of all slots, this part may besides be held by those who hear that they are not let in, for one
+/// second each; the refused beyond it are cut off, which costs nothing. So they cannot keep out
+/// those who would be let in.
+const REFUSED_DIVISOR: usize = 16;
+const REFUSED_COUNT_MAX: usize = 4096;
 
 /// Timeouts are kept to this, and a rotation (51 s) holds nearly all of them.
 const WHEEL_TICK_MS: u64 = 100;
@@ -64,8 +75,10 @@ pub enum SendError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub accepted: u64,
-    /// Answered 503, or closed at once, because all slots were taken.
-    pub refused: u64,
+    /// Answered 503 or 429, or closed at once, in the order of [`Reason::ALL`].
+    pub refused: [u64; Reason::ALL.len()],
+    /// Closed because their request was not whole in time.
+    pub timed_out: u64,
     pub opened: u64,
     pub messages: u64,
     pub sends: u64,
@@ -92,7 +105,9 @@ pub struct Connections {
     pub(super) inflater: Option<Box<Inflater>>,
     deflater: Option<Box<Deflater>>,
     slots: Slab<Connection>,
+    admission: Admission,
     open_count: usize,
+    refused_count: usize,
     wheel: Wheel,
     due: Vec<ConnectionId>,
     #[expect(
@@ -117,7 +132,9 @@ impl Connections {
             inflater: options.deflate.then(Box::default),
             deflater: options.deflate.then(Box::default),
             slots: Slab::with_capacity(capacity),
+            admission: Admission::new(options.admission, now),
             open_count: 0,
+            refused_count: 0,
             wheel: Wheel::new(now.monotonic_ms(), WHEEL_TICK_MS, WHEEL_BUCKETS, capacity),
             due: Vec::new(),
             queues: Vec::new(),
@@ -223,6 +240,13 @@ impl Connections {
         self.slots.len()
     }
 
+    /// Memory of requests that have arrived in part.
+    #[cfg(test)]
+    pub(super) fn request_size(&self) -> usize {
+        let requests = self.slots.iter().filter_map(|(_, connection)| connection.request.as_ref());
+        requests.map(|request| size_of_val(&**request) + request.bytes.capacity()).sum()
+    }
+
     pub(super) fn ids(&self) -> Vec<ConnectionId> {
         self.slots.iter().map(|(id, _)| id).collect()
     }
@@ -256,9 +280,43 @@ impl Connections {
         Some(id)
     }
 
+    /// Whether [`Connections::admit`] has use for an address.
+    pub(super) fn wants_addresses(&self) -> bool {
+        self.admission.wants_addresses()
+    }
+
+    /// Lets a connection that was just inserted stay, or tells it why not.
+    pub(super) fn admit(&mut self, id: ConnectionId, peer: Option<SocketAddr>) {
+        let served_count = self.count() - self.refused_count;
+        let admitted = match served_count > self.options.connection_count_max {
+            true => Err(self.admission.full()),
+            false => self.admission.admit(self.now, id.slot, peer.map(|peer| peer.ip())),
+        };
+        match admitted {
+            Ok(()) => self.counters.accepted += 1,
+            Err(refused) => self.refuse(id, refused),
+        }
+    }
+
+    fn refuse(&mut self, id: ConnectionId, refused: Refused) {
+        self.counters.refused[refused.reason as usize] += 1;
+        let share = self.options.connection_count_max / REFUSED_DIVISOR;
+        let is_heard = self.refused_count < SPARE_COUNT + share.min(REFUSED_COUNT_MAX);
+        if let Some(connection) = self.get_mut(id) {
+            connection.flags.is_refused = true;
+            self.refused_count += 1;
+        }
+        match is_heard {
+            true => self.respond(id, &response_to(refused), Listening::EndOfStream),
+            false => self.leave(id, true),
+        }
+    }
+
     /// Frees the slot of a connection that has left.
     pub(super) fn remove(&mut self, id: ConnectionId) {
         if let Some(connection) = self.slots.remove(id) {
+            self.refused_count -= usize::from(connection.flags.is_refused);
+            self.admission.left(id.slot);
             self.recycle_queue(connection.outbound);
         }
     }
@@ -488,7 +546,11 @@ impl Connections {
         connection.timer_ms = u64::MAX;
         match connection.due(now_ms, heartbeat_ms) {
             Due::At(_) => {}
-            Due::Abandon => self.leave(id, true),
+            Due::Abandon => {
+                let has_no_request = connection.phase == Phase::Request;
+                self.counters.timed_out += u64::from(has_no_request);
+                self.leave(id, true);
+            }
             Due::Finish => self.leave(id, false),
             Due::Ping => {
                 connection.flags.is_pinged = true;
@@ -517,4 +579,14 @@ impl Connections {
             self.wheel.insert(id, at_ms);
         }
     }
+}
+
+fn response_to(refused: Refused) -> Vec<u8> {
+    let (status, code, message) = match refused.reason {
+        Reason::Full => (503, "full", "this server is full"),
+        Reason::Rate => (429, "rate_limited", "too many connect just now"),
+        Reason::Address => (429, "rate_limited", "too many connections of this address"),
+    };
+    let retry_after = refused.retry_after_s.to_string();
+    refusal_response(status, code, message, &[("Retry-After", &retry_after)])
 }

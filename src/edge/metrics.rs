@@ -1,5 +1,6 @@
 //! A shard's counters on the metrics page, where all shards add up.
 
+use super::admission::Reason;
 use super::chat::Chat;
 use super::identity::Doubt;
 use super::shard::Shard;
@@ -11,6 +12,8 @@ pub struct Metrics {
     counters: Vec<(Counter, u64)>,
     /// Clients refused because of their identity, in the order of [`Doubt::ALL`].
     doubts: Vec<(Counter, u64)>,
+    /// Clients not let in, in the order of [`Reason::ALL`].
+    refused: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
     send: PublishedLatency,
 }
@@ -19,7 +22,7 @@ pub struct Metrics {
 const COUNTERS: [(&str, &str); 24] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
-    ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
+    ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
     ("aldis_client_messages_total", "WebSocket messages from clients"),
     ("aldis_frames_out_total", "Frames queued to clients"),
     ("aldis_socket_sends_total", "Sends submitted to the kernel"),
@@ -53,9 +56,15 @@ impl Metrics {
             (registry.counter_with("aldis_identity_refused_total", help, &labels), 0)
         };
         let doubts = Doubt::ALL.map(doubt).into();
+        let help = "Connections that were not let in";
+        let refused = |reason: Reason| {
+            let labels = [("reason", reason.name())];
+            (registry.counter_with("aldis_refused_connections_total", help, &labels), 0)
+        };
+        let refused = Reason::ALL.map(refused).into();
         let help = "From a client's send at the edge until its sent is queued";
         let send = PublishedLatency::new(registry, "aldis_edge_send_seconds", help);
-        Metrics { counters: counters.into(), doubts, connections: (connections, 0), send }
+        Metrics { counters: counters.into(), doubts, refused, connections: (connections, 0), send }
     }
 
     /// Adds what happened since the last time. Once a turn.
@@ -63,6 +72,7 @@ impl Metrics {
         let doubts = shard.application().site().door.counters.doubts;
         publish(&mut self.counters, values(shard));
         publish(&mut self.doubts, doubts);
+        publish(&mut self.refused, shard.counters().refused);
         let connections = shard.application().router().counters().connections;
         let (gauge, published) = &mut self.connections;
         gauge.add(connections.saturating_sub(*published) as _);
@@ -89,7 +99,7 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
     [
         chat.accepted,
         chat.welcomed,
-        sockets.refused,
+        sockets.timed_out,
         sockets.messages,
         chat.frames_out,
         sockets.sends,

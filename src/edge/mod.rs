@@ -3,9 +3,11 @@
 //!
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.
+//! - [`admission`]: who is let in.
 //! - [`application`]: what a shard hosts; [`echo`] is the smallest one, [`chat`] the messenger.
 //! - [`router`]: the chat's logic between connections and the sequencer.
 
+pub mod admission;
 pub mod application;
 pub mod chat;
 pub mod connection;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::admission::AdmissionOptions;
 use super::identity::jwks::Place;
 use super::identity::keys::KeySet;
 use crate::admin::AdminOptions;
@@ -34,6 +35,9 @@ pub struct EdgeOptions {
     pub heartbeat_ms: u32,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    /// Connections of all shards together; 0: as many as the host allows.
+    pub connections: usize,
+    pub admission: AdmissionOptions,
     pub admin: AdminOptions,
 }
 

@@ -25,6 +25,8 @@ use crate::sys::{StopFlag, patiently, random_u64};
 const LISTEN_BACKLOG: u32 = 4096;
 /// Bytes queued for one connection at most; the router cuts it well before.
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
+/// Of a plain request. None that is served has a body worth mention, and slow ones are to be cheap.
+const BODY_SIZE_MAX: usize = 4 * 1024;
 /// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
 const RECONNECTS_PER_S: u64 = 2_000;
 /// A drain ends at the latest after this.
@@ -103,8 +105,14 @@ fn run_shard(
     linked: impl FnOnce(),
 ) -> anyhow::Result<()> {
     let ring = KernelRing::new(RingOptions { sockets: 1 << 20, ..RingOptions::default() })?;
+    let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
     let shard_options = ShardOptions {
-        connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
+        connection_count_max: match options.connections {
+            0 => possible,
+            connections => connections.div_ceil(options.shards).min(possible),
+        },
+        body_size_max: BODY_SIZE_MAX,
+        admission: options.admission,
         message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
         queue_size_max: QUEUE_SIZE_MAX,
         heartbeat_ms: u64::from(options.heartbeat_ms),

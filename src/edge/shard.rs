@@ -6,11 +6,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::Now;
-use crate::framer::handshake::refusal_response;
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
 
+use super::admission::Reason;
 use super::application::{Application, ConnectionId};
-use super::connection::{Listening, Phase};
+use super::connection::Phase;
 use super::connections::{Connections, Counters, ShardOptions};
 use super::receive;
 
@@ -21,12 +21,13 @@ const ACCEPT_RETRY_MS: u64 = 100;
 /// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile
 /// is read for as long before anybody is held to a deadline.
 const STALL_MS: u64 = 1_000;
-/// `Retry-After` of a refusal, in seconds.
-const RETRY_AFTER_S: &str = "2";
+/// Accepts that tell addresses end after one; so many of them wait at a time.
+const ACCEPT_LANES: u32 = 32;
 
 struct ListenerState {
     socket: Socket,
-    is_armed: bool,
+    /// A bit for each lane whose accept is armed. One that goes on and on is alone, on lane 0.
+    armed: u32,
 }
 
 /// See the module.
@@ -62,8 +63,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     /// Accepts connections of a listening socket, which is to stay open as long as the shard.
     pub fn add_listener(&mut self, socket: Socket) {
-        let is_armed = false;
-        self.listeners.push(ListenerState { socket, is_armed });
+        self.listeners.push(ListenerState { socket, armed: 0 });
         self.rearm_listeners();
     }
 
@@ -136,8 +136,8 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     fn stop_accepting(&mut self) {
         self.is_accepting = false;
         for (index, listener) in self.listeners.iter().enumerate() {
-            if listener.is_armed {
-                self.ring.cancel(accept_token(index));
+            for lane in (0..ACCEPT_LANES).filter(|lane| listener.armed & (1 << lane) != 0) {
+                self.ring.cancel(accept_token(index, lane));
             }
         }
     }
@@ -181,35 +181,25 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     }
 
     fn accepted(&mut self, completion: Completion) {
-        let index = completion.token.slot() as usize;
-        if let Some(listener) = self.listeners.get_mut(index) {
-            listener.is_armed = completion.more;
+        let (index, lane) = (completion.token.slot() as usize, completion.token.generation());
+        if let Some(listener) = self.listeners.get_mut(index).filter(|_| !completion.more) {
+            listener.armed &= !(1 << lane);
         }
         let Ok(socket) = u32::try_from(completion.result) else {
             self.accept_after_ms = self.connections.now.monotonic_ms() + ACCEPT_RETRY_MS;
             return;
         };
+        let peer = self.ring.take_peer(completion.token);
         let id = match self.is_accepting {
             true => self.connections.insert(socket),
             false => None,
         };
         let Some(id) = id else {
-            self.connections.counters.refused += 1;
+            self.connections.counters.refused[Reason::Full as usize] += 1;
             return self.ring.close(Socket::Direct(socket), true);
         };
-        if self.connections.count() > self.connections.options.connection_count_max {
-            self.refuse(id);
-        } else {
-            self.connections.counters.accepted += 1;
-        }
+        self.connections.admit(id, peer);
         self.receive(id);
-    }
-
-    fn refuse(&mut self, id: ConnectionId) {
-        let extra = [("Retry-After", RETRY_AFTER_S)];
-        let response = refusal_response(503, "full", "this server is full", &extra);
-        self.connections.counters.refused += 1;
-        self.connections.respond(id, &response, Listening::EndOfStream);
     }
 
     fn received(&mut self, completion: Completion) {
@@ -330,11 +320,17 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         if !self.is_accepting || self.connections.now.monotonic_ms() < self.accept_after_ms {
             return;
         }
+        let wants_addresses = self.connections.wants_addresses();
+        let lanes = if wants_addresses { ACCEPT_LANES } else { 1 };
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            if !listener.is_armed {
-                listener.is_armed = true;
-                self.ring.accept(listener.socket, accept_token(index));
+            for lane in (0..lanes).filter(|lane| listener.armed & (1 << lane) == 0) {
+                let token = accept_token(index, lane);
+                match wants_addresses {
+                    true => self.ring.accept_one(listener.socket, token),
+                    false => self.ring.accept(listener.socket, token),
+                }
             }
+            listener.armed = u32::MAX >> (u32::BITS - lanes);
         }
     }
 
@@ -354,8 +350,8 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     }
 }
 
-fn accept_token(index: usize) -> Token {
-    Token::new(Kind::Accept, index as u32, 0)
+fn accept_token(index: usize, lane: u32) -> Token {
+    Token::new(Kind::Accept, index as u32, lane)
 }
 
 fn receive_token(id: ConnectionId) -> Token {

@@ -11,6 +11,7 @@
 
 #![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
 
+mod accepts;
 mod fault;
 mod listener;
 mod options;
@@ -21,11 +22,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, RawFd};
 
-use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
 use super::{BufferId, Completion, Kind, Ring, Socket, Token};
+use accepts::Accepts;
 use pool::Pool;
 use sends::{Progress, Sends};
 
@@ -48,6 +50,7 @@ pub struct KernelRing {
     ring: IoUring,
     pool: Pool,
     sends: Sends,
+    accepts: Accepts,
     watches: Vec<(Token, RawFd)>,
     /// Addresses of connects that the kernel has not read yet.
     #[expect(clippy::vec_box, reason = "the kernel holds their addresses while the vector grows")]
@@ -80,6 +83,7 @@ impl KernelRing {
             ring,
             pool,
             sends: Sends::default(),
+            accepts: Accepts::default(),
             watches: Vec::new(),
             addresses: Vec::new(),
             backlog: Vec::new(),
@@ -107,7 +111,8 @@ impl KernelRing {
 
     fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: every entry is built in this file from memory that outlives the request: the
-        // pool's mapping, vectors owned by `sends`, boxed addresses kept until submitted, statics.
+        // pool's mapping, vectors owned by `sends`, boxes of `accepts`, boxed addresses kept until
+        // submitted, statics.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.make_room();
         }
@@ -195,8 +200,12 @@ impl KernelRing {
             let Some(completion) = completion else {
                 continue;
             };
-            if completion.token.kind() == Kind::Wake {
-                drain_watch(&mut self.watches, &completion);
+            match completion.token.kind() {
+                Kind::Wake => drain_watch(&mut self.watches, &completion),
+                Kind::Accept | Kind::LinkAccept => {
+                    self.accepts.complete(completion.token, completion.result);
+                }
+                _ => {}
             }
             completions.push(completion);
         }
@@ -260,6 +269,24 @@ impl Ring for KernelRing {
             }
         };
         self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn accept_one(&mut self, listener: Socket, token: Token) {
+        let (address, size) = self.accepts.begin(token);
+        let slot = Some(DestinationSlot::auto_target());
+        let entry = match listener {
+            Socket::Direct(listener) => {
+                opcode::Accept::new(Fixed(listener), address, size).file_index(slot).build()
+            }
+            Socket::Ordinary(descriptor) => {
+                opcode::Accept::new(Fd(descriptor), address, size).file_index(slot).build()
+            }
+        };
+        self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn take_peer(&mut self, token: Token) -> Option<SocketAddr> {
+        self.accepts.take(token)
     }
 
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
@@ -327,6 +354,7 @@ impl Ring for KernelRing {
 
     fn turn(&mut self, wait_us: u64, completions: &mut Vec<Completion>) {
         self.sends.forget_done();
+        self.accepts.forget_done();
         let already_there = !self.backlog.is_empty() || !self.ring.completion().is_empty();
         completions.append(&mut self.backlog);
         self.enter(if already_there { 0 } else { wait_us });
@@ -364,13 +392,17 @@ impl Drop for KernelRing {
             self.sends.forget_done();
             self.enter(1_000);
             self.harvest(&mut completions);
-            if completions.is_empty() && self.sends.in_flight() == 0 {
+            let in_flight = self.sends.in_flight() + self.accepts.in_flight();
+            if completions.is_empty() && in_flight == 0 {
                 return;
             }
             completions.clear();
         }
         if self.sends.in_flight() > 0 {
             std::mem::forget(std::mem::take(&mut self.sends));
+        }
+        if self.accepts.in_flight() > 0 {
+            std::mem::forget(std::mem::take(&mut self.accepts));
         }
     }
 }

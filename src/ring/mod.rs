@@ -55,6 +55,14 @@ pub trait Ring {
     /// Accepts connections of `listener` into direct slots until cancelled. Multishot.
     fn accept(&mut self, listener: Socket, token: Token);
 
+    /// Accepts one connection of `listener` into a direct slot, and notes who it is, which `accept`
+    /// does not: see [`Ring::take_peer`]. Several may wait on one listener, none beside an `accept`.
+    fn accept_one(&mut self, listener: Socket, token: Token);
+
+    /// Who connected, when the `accept_one` with this token has just completed. There until the
+    /// next [`Ring::turn`].
+    fn take_peer(&mut self, token: Token) -> Option<SocketAddr>;
+
     /// Opens a connection to `address`; the result of the completion is 0 and the socket is the one
     /// returned here. `Err` is the errno of a failed attempt to make the socket.
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32>;

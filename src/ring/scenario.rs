@@ -19,6 +19,9 @@ pub(crate) trait Stage {
 
     fn dial(&mut self, address: SocketAddr) -> Self::Client;
 
+    /// The same, and the address that the client has.
+    fn dial_named(&mut self, address: SocketAddr) -> (Self::Client, SocketAddr);
+
     /// Lets a little time pass and takes a turn.
     fn pump(&mut self, completions: &mut Vec<Completion>);
 }
@@ -339,4 +342,44 @@ pub(crate) fn stale_token_after_close(stage: &mut impl Stage) {
     stage.ring().receive(socket, new);
     assert_eq!(second.write(b"second life"), 11);
     assert_eq!(receive_exactly(stage, new, 11), b"second life");
+}
+
+/// Several single accepts on one listener: each takes one client and knows who it is; the others
+/// wait on, and end when they are cancelled.
+pub(crate) fn accepted_one_by_one<S: Stage>(stage: &mut S) {
+    let (listener, address) = stage.listen();
+    let lanes: Vec<Token> = (0..4).map(|lane| Token::new(Kind::Accept, 0, lane)).collect();
+    lanes.iter().for_each(|lane| stage.ring().accept_one(listener, *lane));
+    let (mut clients, mut sockets, mut waiting) = (Vec::new(), Vec::new(), lanes);
+    for _ in 0..3 {
+        let (client, name) = stage.dial_named(address);
+        clients.push(client);
+        let mut completions = Vec::new();
+        for _ in 0..PUMPS_MAX {
+            stage.pump(&mut completions);
+            if !completions.is_empty() {
+                break;
+            }
+        }
+        let [accepted] = completions[..] else {
+            panic!("{completions:?} for one client");
+        };
+        assert!(accepted.result >= 0 && !accepted.more, "{accepted:?}");
+        let peer = stage.ring().take_peer(accepted.token).expect("it has just completed");
+        assert_eq!(peer, name);
+        assert_eq!(stage.ring().take_peer(accepted.token), None, "it was taken");
+        waiting.retain(|lane| *lane != accepted.token);
+        sockets.push(Socket::Direct(accepted.result as u32));
+    }
+    assert_eq!(waiting.len(), 1, "each completed once");
+    // An address that nobody fetched is forgotten, and a lane can be armed again.
+    stage.ring().accept_one(listener, Token::new(Kind::Accept, 0, 9));
+    waiting.push(Token::new(Kind::Accept, 0, 9));
+    waiting.iter().for_each(|lane| stage.ring().cancel(*lane));
+    for ended in all(stage, &waiting) {
+        assert_eq!((ended.result, ended.more), (-libc::ECANCELED, false));
+        assert_eq!(stage.ring().take_peer(ended.token), None);
+    }
+    sockets.into_iter().for_each(|socket| stage.ring().close(socket, false));
+    quiet(stage);
 }

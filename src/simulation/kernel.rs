@@ -20,7 +20,7 @@ mod ring;
 mod state;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::random::Random;
@@ -29,6 +29,9 @@ use state::State;
 pub use client::ClientSocket;
 pub use ring::{SimRing, SimWaker};
 pub use state::RingId;
+
+/// From where those connect who do not care (RFC 5737).
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// How often things go wrong, each from 0.0 (never) to 1.0 (always).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -147,7 +150,12 @@ impl SimNetwork {
     /// Begins to connect as a client that is no ring. Bytes may be written at once. When nobody
     /// listens, the socket is closed and reset after a while.
     pub fn dial(&self, address: SocketAddr) -> ClientSocket {
-        ClientSocket::dial(self.state.clone(), address)
+        self.dial_from(NOWHERE, address)
+    }
+
+    /// The same, from an address of the client's own.
+    pub fn dial_from(&self, from: IpAddr, address: SocketAddr) -> ClientSocket {
+        ClientSocket::dial(self.state.clone(), from, address)
     }
 }
 

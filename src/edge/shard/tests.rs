@@ -12,6 +12,7 @@ use crate::framer::handshake::response;
 use crate::framer::{Opcode, Request, encode_frame};
 use crate::ring::BufferId;
 
+mod admitting;
 mod closing;
 mod compressing;
 mod opening;
@@ -55,6 +56,14 @@ impl ScriptedRing {
 impl Ring for ScriptedRing {
     fn accept(&mut self, _: Socket, token: Token) {
         self.accepts.push(token);
+    }
+
+    fn accept_one(&mut self, _: Socket, token: Token) {
+        self.accepts.push(token);
+    }
+
+    fn take_peer(&mut self, _: Token) -> Option<SocketAddr> {
+        None
     }
 
     fn connect(&mut self, _: SocketAddr, _: Token) -> Result<Socket, i32> {

@@ -69,6 +69,12 @@ impl Stage for Loopback {
         TcpClient { stream, closed: false, reset: false }
     }
 
+    fn dial_named(&mut self, address: SocketAddr) -> (TcpClient, SocketAddr) {
+        let client = self.dial(address);
+        let name = client.stream.local_addr().expect("it is connected");
+        (client, name)
+    }
+
     fn pump(&mut self, completions: &mut Vec<Completion>) {
         self.ring.turn(1_000, completions);
     }
@@ -160,6 +166,11 @@ fn orderly_close_reaches_the_client() {
 #[test]
 fn stale_token_after_close() {
     scenario::stale_token_after_close(&mut Loopback::new(small()));
+}
+
+#[test]
+fn accepted_one_by_one() {
+    scenario::accepted_one_by_one(&mut Loopback::new(small()));
 }
 
 #[test]
@@ -334,6 +345,8 @@ fn a_ring_is_dropped_with_everything_under_way() {
     let socket = Socket::Direct(completions[0].result as u32);
     stage.ring.receive(socket, Token::new(Kind::Receive, 0, 0));
     stage.ring.send(socket, vec![1; 24 << 20], Token::new(Kind::Send, 0, 0));
+    let (other, _) = stage.listen();
+    (0..8).for_each(|lane| stage.ring.accept_one(other, Token::new(Kind::LinkAccept, 0, lane)));
     stage.pump(&mut completions);
     drop(stage);
     let started = Instant::now();

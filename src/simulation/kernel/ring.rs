@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use super::SimNetwork;
 use super::state::{
-    Armed, EndId, Ending, Posted, RingId, RingState, State, Stream, Thing, completion, inward,
-    outward,
+    Accept, Armed, EndId, Ending, Posted, RingId, RingState, State, Stream, Thing, completion,
+    inward, outward,
 };
+use super::{NOWHERE, SimNetwork};
 use crate::ring::kernel::RingOptions;
 use crate::ring::{BufferId, Completion, Ring, Socket, Token};
 
@@ -24,7 +24,7 @@ const EVENT_STREAM: Stream = 1 << 61;
 const REFUSED_STREAM: Stream = 1 << 60;
 
 enum Request {
-    Accept(Socket, Token),
+    Accept(Socket, Accept),
     Connect(EndId, SocketAddr, Token),
     Receive(Socket, Token),
     Send(Socket, Vec<u8>, Token),
@@ -44,6 +44,10 @@ pub struct SimRing {
     free: std::collections::VecDeque<u16>,
     /// Vectors of the sends that completed in this turn.
     sent: Vec<(Token, Vec<u8>)>,
+    /// Who was accepted by requests whose completions were not seen yet.
+    peers_coming: Vec<(Token, SocketAddr)>,
+    /// Who was accepted by the completions of this turn.
+    peers: Vec<(Token, SocketAddr)>,
 }
 
 /// Wakes the ring that watches it, like the eventfd of another thread.
@@ -76,6 +80,8 @@ impl SimRing {
             held: vec![false; count],
             free: (0..count as u16).collect(),
             sent: Vec::new(),
+            peers_coming: Vec::new(),
+            peers: Vec::new(),
         }
     }
 
@@ -103,7 +109,7 @@ impl SimRing {
 
     fn run(&mut self, world: &mut State, request: Request) {
         match request {
-            Request::Accept(socket, token) => self.run_accept(world, socket, token),
+            Request::Accept(socket, accept) => self.run_accept(world, socket, accept),
             Request::Connect(end, address, token) => {
                 self.arm(world, token, Armed::Connect(end));
                 world.ends[end].connect = Some(token);
@@ -117,13 +123,17 @@ impl SimRing {
         }
     }
 
-    fn run_accept(&mut self, world: &mut State, socket: Socket, token: Token) {
+    fn run_accept(&mut self, world: &mut State, socket: Socket, accept: Accept) {
+        let token = accept.token;
         match self.thing(world, socket) {
             Some(Thing::Listener(index)) => {
                 let listener = world.listeners[index].as_mut();
                 let listener = listener.expect("a listener lives as long as its descriptor");
-                assert!(listener.accept.is_none(), "two accepts on one listener");
-                listener.accept = Some(token);
+                let is_alone = listener.accepts.is_empty();
+                let is_one_of_many =
+                    !accept.is_multishot && listener.accepts.iter().all(|it| !it.is_multishot);
+                assert!(is_alone || is_one_of_many, "{accept:?} beside {:?}", listener.accepts);
+                listener.accepts.push_back(accept);
                 self.arm(world, token, Armed::Accept(index));
             }
             _ => self.refuse(world, token, libc::EBADF, None),
@@ -189,7 +199,7 @@ impl SimRing {
             }
             Some(Armed::Accept(index)) => {
                 if let Some(listener) = &mut world.listeners[index] {
-                    listener.accept = None;
+                    listener.accepts.retain(|accept| accept.token != token);
                 }
                 LISTENER_STREAM | index as u64
             }
@@ -217,7 +227,7 @@ impl SimRing {
                 world.close(end, reset);
             }
             Some(Thing::Listener(index)) => {
-                let accept = world.listeners[index].as_ref().and_then(|l| l.accept);
+                let accept = world.listeners[index].as_ref().and_then(|l| l.accepts.front());
                 assert!(accept.is_none(), "{socket:?} is closed under its {accept:?}");
                 world.close_listener(index);
             }
@@ -250,9 +260,9 @@ impl SimRing {
         }
     }
 
-    fn take_connections(&self, world: &mut State, index: usize) {
+    fn take_connections(&mut self, world: &mut State, index: usize) {
         while let Some(listener) = &mut world.listeners[index] {
-            let Some(token) = listener.accept else {
+            let Some(Accept { token, is_multishot }) = listener.accepts.front().copied() else {
                 break;
             };
             let Some(end) = listener.pending.pop_front() else {
@@ -262,12 +272,15 @@ impl SimRing {
             let result = slot.map_or(-libc::ENFILE, |slot| slot as i32);
             if slot.is_none() {
                 world.close(end, true);
+            } else if !is_multishot {
+                let client = world.ends[end].peer;
+                self.peers_coming.push((token, world.ends[client].address));
             }
-            let more = slot.is_some() && world.stays_armed();
+            let more = is_multishot && slot.is_some() && world.stays_armed();
             if !more {
                 world.rings[self.id.0].armed.remove(&token.to_raw());
                 let listener = world.listeners[index].as_mut();
-                listener.expect("it was there above").accept = None;
+                listener.expect("it was there above").accepts.pop_front();
             }
             let stream = LISTENER_STREAM | index as u64;
             world.post(self.id, stream, completion(token, result, more), None);
@@ -340,6 +353,9 @@ impl SimRing {
                     end.send_unseen = false;
                 }
             }
+            let token = posted.completion.token;
+            let peer = self.peers_coming.iter().position(|(coming, _)| *coming == token);
+            self.peers.extend(peer.map(|index| self.peers_coming.swap_remove(index)));
             completions.push(posted.completion);
         }
     }
@@ -347,12 +363,21 @@ impl SimRing {
 
 impl Ring for SimRing {
     fn accept(&mut self, listener: Socket, token: Token) {
-        self.requests.push(Request::Accept(listener, token));
+        self.requests.push(Request::Accept(listener, Accept { token, is_multishot: true }));
+    }
+
+    fn accept_one(&mut self, listener: Socket, token: Token) {
+        self.requests.push(Request::Accept(listener, Accept { token, is_multishot: false }));
+    }
+
+    fn take_peer(&mut self, token: Token) -> Option<SocketAddr> {
+        let index = self.peers.iter().position(|(accepted, _)| *accepted == token)?;
+        Some(self.peers.swap_remove(index).1)
     }
 
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
         let mut world = self.state.borrow_mut();
-        let end = world.new_connection(Some(self.id));
+        let end = world.new_connection(Some(self.id), NOWHERE);
         let descriptor = add_ordinary(&mut world.rings[self.id.0], Thing::End(end));
         self.requests.push(Request::Connect(end, address, token));
         Ok(Socket::Ordinary(descriptor))
@@ -386,6 +411,7 @@ impl Ring for SimRing {
     /// Never waits: virtual time is the scheduler's.
     fn turn(&mut self, _wait_us: u64, completions: &mut Vec<Completion>) {
         self.sent.clear();
+        self.peers.clear();
         let requests = std::mem::take(&mut self.requests);
         let state = self.state.clone();
         let mut world = state.borrow_mut();
