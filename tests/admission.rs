@@ -46,9 +46,10 @@ fn ask(cluster: &Cluster, from: &str, user: &str) -> (TcpStream, String) {
     loop {
         let size = stream.read(&mut buffer).expect("an answer");
         answer.extend_from_slice(&buffer[..size]);
-        let text = String::from_utf8_lossy(&answer);
-        if size == 0 || text.starts_with("HTTP/1.1 101 ") && text.contains("\r\n\r\n") {
-            return (stream, text.into_owned());
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let is_whole = text.contains("\r\n\r\n") && (is_in(&text) || text.ends_with('}'));
+        if size == 0 || is_whole {
+            return (stream, text);
         }
     }
 }

@@ -187,7 +187,7 @@ impl Addresses {
 }
 
 /// One shard's tokens, counted in parts so small that none is ever lost: a token has 10^6 parts for
-/// each shard, and a microsecond brings as many parts as all shards together get tokens in a second.
+/// each shard, and a microsecond brings as many parts as all shards together get tokens a second.
 /// So many short steps of the clock bring what one long step does, to the last part, and the shards
 /// together get exactly the rate, though it may not divide by their number.
 ///

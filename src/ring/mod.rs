@@ -55,8 +55,9 @@ pub trait Ring {
     /// Accepts connections of `listener` into direct slots until cancelled. Multishot.
     fn accept(&mut self, listener: Socket, token: Token);
 
-    /// Accepts one connection of `listener` into a direct slot, and notes who it is, which `accept`
-    /// does not: see [`Ring::take_peer`]. Several may wait on one listener, none beside an `accept`.
+    /// Accepts one connection of `listener` into a direct slot, and notes who it is, which
+    /// `accept` does not: see [`Ring::take_peer`]. Several may wait on one listener, each with a
+    /// token of its own, none beside an `accept`.
     fn accept_one(&mut self, listener: Socket, token: Token);
 
     /// Who connected, when the `accept_one` with this token has just completed. There until the

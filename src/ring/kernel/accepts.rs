@@ -1,7 +1,7 @@
 //! Single-shot accepts: the kernel writes who the client is into memory that is kept here.
 //!
-//! Invariant: the memory of an accept stays where it is from [`Accepts::begin`] until its completion
-//! was handed to [`Accepts::complete`].
+//! Invariant: the memory of an accept stays where it is from [`Accepts::begin`] until its
+//! completion was handed to [`Accepts::complete`].
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ struct Peer {
 /// The accepts under way and the addresses of those that completed.
 #[derive(Default)]
 pub(super) struct Accepts {
-    #[expect(clippy::vec_box, reason = "the kernel holds their addresses while the vector grows")]
+    /// Boxed, for the kernel holds their addresses while the vector grows.
     flying: Vec<(Token, Box<Peer>)>,
     /// Of those that completed since the last [`Accepts::forget_done`].
     done: Vec<(Token, SocketAddr)>,

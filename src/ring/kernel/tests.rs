@@ -173,6 +173,28 @@ fn accepted_one_by_one() {
     scenario::accepted_one_by_one(&mut Loopback::new(small()));
 }
 
+/// On a listener for both families an IPv4 client has an IPv6 address that holds its own.
+#[test]
+fn a_peer_of_either_family_is_known() {
+    let mut stage = Loopback::new(small());
+    let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0));
+    let Ok(listener) = listen(any, 16, false) else {
+        return println!("this host has no IPv6");
+    };
+    for host in ["127.0.0.1", "::1"] {
+        let host: std::net::IpAddr = host.parse().expect("an address");
+        let accept = Token::new(Kind::Accept, 0, 0);
+        stage.ring.accept_one(listener.socket(), accept);
+        let (_client, name) = stage.dial_named((host, listener.address().port()).into());
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            stage.pump(&mut completions);
+        }
+        let peer = stage.ring.take_peer(accept).expect("it was accepted");
+        assert_eq!((peer.ip().to_canonical(), peer.port()), (host, name.port()));
+    }
+}
+
 #[test]
 fn a_wake_up_ends_the_wait_again_and_again() {
     let mut ring = Loopback::new(small()).ring;
