@@ -1,6 +1,7 @@
 //! Processor time of the generator's own threads and of the machine: whether the client was what
 //! limited a run.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::Serialize;
@@ -74,6 +75,48 @@ pub fn machine() -> String {
     format!("{processors} x {model}, Linux {}", kernel.trim())
 }
 
+/// What of this machine's settings decides how many connections it bears.
+pub fn host() -> BTreeMap<String, String> {
+    let read = |path: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let line = |path: &str, name: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let found = text.lines().find_map(|line| line.strip_prefix(name).map(str::trim));
+        found.map(|found| found.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let mut host = BTreeMap::from([("machine".to_owned(), machine())]);
+    let settings = [
+        "kernel/osrelease",
+        "net/ipv4/ip_local_port_range",
+        "net/ipv4/tcp_mem",
+        "net/ipv4/tcp_rmem",
+        "net/ipv4/tcp_wmem",
+        "net/core/somaxconn",
+        "net/ipv4/tcp_max_syn_backlog",
+        "fs/file-max",
+        "fs/nr_open",
+        "vm/max_map_count",
+    ];
+    for setting in settings {
+        let value = read(&format!("/proc/sys/{setting}"));
+        if !value.is_empty() {
+            host.insert(setting.replace('/', "."), value);
+        }
+    }
+    let lines = [
+        ("memory", "/proc/meminfo", "MemTotal:"),
+        ("open files (soft, hard)", "/proc/self/limits", "Max open files"),
+    ];
+    for (name, path, prefix) in lines {
+        if let Some(value) = line(path, prefix) {
+            host.insert(name.to_owned(), value);
+        }
+    }
+    host
+}
+
 /// The first two numbers: time on a processor, time waiting for one.
 fn parse_schedstat(text: &str) -> Option<(u64, u64)> {
     let mut numbers = text.split_whitespace().map(str::parse);
@@ -98,6 +141,14 @@ mod tests {
         assert_eq!(parse_schedstat("120 30 4\n"), Some((120, 30)));
         assert_eq!(parse_schedstat("120"), None);
         assert_eq!(parse_schedstat("a b"), None);
+    }
+
+    #[test]
+    fn the_machine_is_described() {
+        let host = host();
+        for name in ["machine", "memory", "net.ipv4.tcp_mem", "open files (soft, hard)"] {
+            assert!(host.get(name).is_some_and(|value| !value.is_empty()), "{name} in {host:?}");
+        }
     }
 
     #[test]
