@@ -68,7 +68,7 @@ impl Script for Idle {
         scene.hold("quiet", self.quiet);
         if let Some(talk) = &self.talk {
             talk.begin(scene);
-            scene.hold("messages", self.window);
+            scene.hold("messages", talk.plan.warmup + self.window);
             scene.end_load(Of::Others)?;
         }
         Ok(())
@@ -81,20 +81,30 @@ impl Script for Idle {
         }
         memory_figures(scene, "quiet", report);
         heartbeat_figures(scene.samples_of("quiet"), report);
+        processor_figures(scene.samples_of("messages"), "messages", report);
     }
 }
 
-/// The others' p99 in the phases named, which are told by these names.
-pub fn p99_figures(scene: &Scene, phases: &[(&str, &'static str)], report: &mut Report) {
-    for (phase, name) in phases {
-        let latencies = scene.latencies_of(phase);
+/// Phases one after the other, and what the others' latencies in them are called.
+pub struct PhaseName {
+    pub first: &'static str,
+    pub last: &'static str,
+    /// Only seconds that lie in them as a whole.
+    pub inside: bool,
+    pub name: &'static str,
+}
+
+/// The others' p99 in these phases.
+pub fn p99_figures(scene: &Scene, phases: &[PhaseName], report: &mut Report) {
+    for PhaseName { first, last, inside, name } in phases {
+        let latencies = scene.latencies_of([first, last], *inside);
         if !latencies.is_empty() {
             report.figure(
                 *name,
                 latencies.value_at_quantile(0.99) as f64 / 1e3,
                 "ms",
                 "from when a message was to be sent to when its receiver had it, between users \
-                 to whom nothing happens",
+                 to whom nothing happens; by whole seconds",
             );
         }
     }
@@ -137,9 +147,10 @@ pub fn memory_figures(scene: &Scene, phase: &str, report: &mut Report) {
     );
     report.figure(
         "machine: memory per connection, all of it",
-        -each(full.available, empty.available),
+        each(full.used, empty.used),
         "B",
-        "what MemAvailable shrank by: a check on the sums above, with everything else that ran",
+        "growth of what is in use on this machine without caches of files: a check on the sums \
+         above, with everything else that ran",
     );
     let caches = full.memory.caches.iter().map(|(name, bytes)| {
         let before = empty.memory.caches.get(name).copied().unwrap_or_default();
@@ -163,21 +174,43 @@ pub fn heartbeat_figures(samples: &[Sample], report: &mut Report) {
         "/s",
         "server pings that were answered in the quiet phase",
     );
-    for (name, processor_s) in &last.processor_s {
-        let used_s = processor_s - first.processor_s.get(name).copied().unwrap_or_default();
+    processor_figures(samples, "heartbeats", report);
+    if let Some(used_s) = used_s(first, last, "edge").filter(|_| pings > 0.0) {
         report.figure(
-            format!("{name}: share of one processor"),
+            "edge: processor time per heartbeat",
+            used_s / pings * 1e6,
+            "us",
+            "of the edge in the quiet phase, divided by the heartbeats",
+        );
+    }
+}
+
+fn used_s(first: &Sample, last: &Sample, name: &str) -> Option<f64> {
+    let before = first.processor_s.get(name).copied().unwrap_or_default();
+    last.processor_s.get(name).map(|processor_s| processor_s - before)
+}
+
+/// The shares of a processor of everybody, from the first of these samples to the last.
+fn processor_figures(samples: &[Sample], with: &str, report: &mut Report) {
+    let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
+        return;
+    };
+    let seconds = last.t_s - first.t_s;
+    if seconds <= 0.0 {
+        return;
+    }
+    let own_s = last.client_processor_s - first.client_processor_s;
+    let servers = last.processor_s.keys();
+    let all = servers.filter_map(|name| Some((name.as_str(), used_s(first, last, name)?)));
+    for (name, used_s) in all.chain([("generator", own_s)]) {
+        report.figure(
+            format!("{name}: share of one processor, {with}"),
             used_s / seconds * 100.0,
             "%",
-            "processor time in the quiet phase: heartbeats and nothing else",
+            match with {
+                "heartbeats" => "processor time in the quiet phase: heartbeats and nothing else",
+                _ => "processor time while messages were sent, heartbeats included",
+            },
         );
-        if name == "edge" && pings > 0.0 {
-            report.figure(
-                "edge: processor time per heartbeat",
-                used_s / pings * 1e6,
-                "us",
-                "the same, divided by the heartbeats",
-            );
-        }
     }
 }

@@ -27,6 +27,10 @@ const CACHES: [&str; 12] = [
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Memory {
     pub available: u64,
+    /// By everything but caches of files.
+    pub used: u64,
+    /// Slab that the kernel calls reclaimable.
+    pub reclaimable: u64,
     pub slab: u64,
     /// Pages of socket buffers (`/proc/net/sockstat`).
     pub socket_buffers: u64,
@@ -59,6 +63,11 @@ impl Memory {
         let (tcp_sockets, buffer_pages) = parse_sockstat(&read("/proc/net/sockstat"));
         Memory {
             available: of("MemAvailable"),
+            used: of("MemTotal")
+                .saturating_sub(of("MemFree"))
+                .saturating_sub(of("Buffers"))
+                .saturating_sub(of("Cached")),
+            reclaimable: of("SReclaimable"),
             slab: of("Slab"),
             kernel_stacks: of("KernelStack"),
             page_tables: of("PageTables"),

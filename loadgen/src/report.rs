@@ -135,8 +135,11 @@ pub struct Sample {
     pub retried: u64,
     pub pings: u64,
     pub available: u64,
+    /// Memory of the machine in use, without caches of files.
+    pub used: u64,
     pub kernel: u64,
     pub client_resident: u64,
+    pub client_processor_s: f64,
     /// Resident bytes and processor seconds of the server's processes, where they are known.
     pub resident: BTreeMap<String, u64>,
     pub processor_s: BTreeMap<String, f64>,
@@ -226,7 +229,7 @@ impl Report {
     /// Takes over what threads of the generator used.
     pub fn add_client(&mut self, threads: Vec<Shares>) {
         self.client.extend(threads);
-        self.client_limit = processor::client_limit(&self.client);
+        self.client_limit = processor::client_limit(&self.client, processor::count().max(1));
     }
 
     /// One result more.

@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const SAMPLE: Duration = Duration::from_secs(1);
 /// Between samples of something that is over soon.
 const SAMPLE_CLOSELY: Duration = Duration::from_millis(100);
+/// Opening is sampled closely for so long; at large it takes minutes.
+const OPENING_CLOSELY: Duration = Duration::from_secs(5);
 /// Opening ends when nothing more was opened for so long.
 const STALL_MAX: Duration = Duration::from_secs(20);
 /// Memory that is left to the machine.
@@ -172,9 +174,14 @@ impl<'a> Scene<'a> {
         let wanted = self.plan.count;
         let bar = progress::counted("opening", wanted as u64);
         let from = self.now_s();
-        let (mut best, mut progressed) = (0, Instant::now());
+        let start = Instant::now();
+        let (mut best, mut progressed) = (0, start);
         let reached = loop {
-            self.look(SAMPLE, &bar, self.open_count() as u64);
+            let every = match start.elapsed() < OPENING_CLOSELY {
+                true => SAMPLE_CLOSELY,
+                false => SAMPLE,
+            };
+            self.look(every, &bar, self.open_count() as u64);
             let open = self.open_count();
             if open >= wanted {
                 break true;
@@ -182,7 +189,7 @@ impl<'a> Scene<'a> {
             if open > best {
                 (best, progressed) = (open, Instant::now());
             }
-            let available = self.samples.last().map_or(u64::MAX, |sample| sample.available);
+            let available = self.available();
             if available < MEMORY_FLOOR {
                 self.orders.stop_opening();
                 self.notes.push(format!(
@@ -207,6 +214,16 @@ impl<'a> Scene<'a> {
         Ok(reached)
     }
 
+    /// Memory that is left. The kernel counts sockets' inodes and names among what it could take
+    /// back, which it cannot while they are open: what grew there is not left.
+    fn available(&self) -> u64 {
+        let (Some(first), Some(last)) = (self.samples.first(), self.samples.last()) else {
+            return u64::MAX;
+        };
+        let (empty, now) = (&first.memory, &last.memory);
+        now.available.saturating_sub(now.reclaimable.saturating_sub(empty.reclaimable))
+    }
+
     fn stall(&self, open: usize) -> String {
         let seconds = STALL_MAX.as_secs();
         let (wanted, reason) = (self.plan.count, self.reason());
@@ -227,6 +244,7 @@ impl<'a> Scene<'a> {
 
     /// Lets time pass.
     pub fn hold(&mut self, name: &'static str, length: Duration) {
+        self.sample();
         let (from, start) = (self.now_s(), Instant::now());
         let bar = progress::timed(name, length);
         while start.elapsed() < length {
@@ -245,6 +263,7 @@ impl<'a> Scene<'a> {
         limit: Duration,
         counted: impl Fn(&Scene) -> u64,
     ) -> bool {
+        self.sample();
         let (from, start) = (self.now_s(), Instant::now());
         let bar = progress::counted(name, total);
         let mut is_there = counted(self) >= total;
@@ -299,15 +318,19 @@ impl<'a> Scene<'a> {
         self.outcomes.iter().find(|(whose, _)| *whose == of).map(|(_, outcome)| outcome)
     }
 
-    /// The p50, p99 and number of what was to be sent in a phase.
-    pub fn latencies_of(&self, phase: &str) -> Histogram<u64> {
-        let found = self.phases.iter().find(|is| is.name == phase);
-        match (found, self.outcome(Of::Others)) {
-            (Some(phase), Some(outcome)) => {
+    /// Latencies of what was to be sent in these phases, one after the other, by whole seconds:
+    /// those `inside`, or all that they touch.
+    pub fn latencies_of(&self, phases: [&str; 2], inside: bool) -> Histogram<u64> {
+        let [first, last] = phases.map(|name| self.phase(name));
+        match (first, last, self.outcome(Of::Others)) {
+            (Some(first), Some(last), Some(outcome)) => {
                 let second = |t_s: f64| (t_s - outcome.measured_from_ns as f64 / 1e9).max(0.0);
-                let from = second(phase.from_s).ceil() as usize;
-                let to = (second(phase.to_s).floor() as usize).max(from + 1);
-                outcome.measured.timeline.between(from..to)
+                let (from, to) = (second(first.from_s), second(last.to_s));
+                let seconds = match inside {
+                    true => from.ceil() as usize..to.floor() as usize,
+                    false => from.floor() as usize..to.ceil() as usize,
+                };
+                outcome.measured.timeline.between(seconds)
             }
             _ => Histogram::new_with_bounds(1, 2, 2).expect("the bounds are constants"),
         }
@@ -317,7 +340,7 @@ impl<'a> Scene<'a> {
         self.phases.iter().find(|phase| phase.name == name)
     }
 
-    /// The samples of a phase, the one before it included.
+    /// The samples of a phase, from its beginning to its end.
     pub fn samples_of(&self, name: &str) -> &[Sample] {
         let Some(phase) = self.phase(name) else {
             return &[];
@@ -354,6 +377,7 @@ impl<'a> Scene<'a> {
         }
         let memory = self.memory.1.clone();
         let (mut resident, mut processor_s) = (BTreeMap::new(), BTreeMap::new());
+        let own = observe::own_usage();
         for server in &self.servers {
             if let Some(usage) = server.usage() {
                 resident.insert(server.name.clone(), usage.resident);
@@ -369,7 +393,9 @@ impl<'a> Scene<'a> {
             pings: count(&self.tally.pings),
             available: memory.available,
             kernel: memory.kernel(),
-            client_resident: observe::own_usage().resident,
+            used: memory.used,
+            client_resident: own.resident,
+            client_processor_s: own.processor_s,
             resident,
             processor_s,
             memory,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::accounting::Accounts;
 use crate::crowd::orders::Stage;
-use crate::idle::{Talk, p99_figures};
+use crate::idle::{PhaseName, Talk, p99_figures};
 use crate::report::{Latencies, Report};
 use crate::run::{self, Plan};
 use crate::scene::{Of, Scene, Script};
@@ -103,13 +103,14 @@ impl Script for Slow {
         }
         report.failures.extend(accounts.failures());
         report.accounts.add(&accounts);
+        let phase = |phase, inside, name| PhaseName { first: phase, last: phase, inside, name };
         let phases = [
-            ("calm", "others' p99 in the calm before"),
-            ("deaf", "others' p99 while the crowd did not read"),
-            ("catching up", "others' p99 while it caught up"),
+            phase("calm", true, "others' p99 in the calm before"),
+            phase("deaf", true, "others' p99 while the crowd did not read"),
+            phase("catching up", false, "others' p99 while it caught up"),
         ];
         p99_figures(scene, &phases, report);
-        growth_figures(scene, report);
+        growth_figures(&self, scene, report);
     }
 }
 
@@ -120,7 +121,7 @@ impl Books {
     }
 }
 
-fn growth_figures(scene: &Scene, report: &mut Report) {
+fn growth_figures(script: &Slow, scene: &Scene, report: &mut Report) {
     let cut = report.crowd.as_ref().map_or(0, |crowd| crowd.lost);
     report.figure(
         "readers that the server cut",
@@ -129,6 +130,15 @@ fn growth_figures(scene: &Scene, report: &mut Report) {
         "with 4003, because they did not read, or 4002, because they answered no ping; all came \
          back and read the rest",
     );
+    if let Some(outcome) = scene.outcome(Of::Writers) {
+        let bytes = outcome.measured.accounts.acknowledged as f64 * script.writers.size as f64;
+        report.figure(
+            "written to each reader meanwhile",
+            bytes / script.writers.reader_count.max(1) as f64 / 1024.0,
+            "KiB",
+            "bodies; the kernel keeps some of it at both ends, the server must keep the rest",
+        );
+    }
     let samples = scene.samples_of("deaf");
     let (Some(first), Some(_)) = (samples.first(), samples.last()) else {
         return;

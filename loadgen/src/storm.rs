@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::crowd::Indifferent;
 use crate::crowd::orders::{Stage, count};
-use crate::idle::{Talk, p99_figures};
+use crate::idle::{PhaseName, Talk, p99_figures};
 use crate::report::Report;
 use crate::scene::{Of, Scene, Script};
 
@@ -61,9 +61,10 @@ impl Script for Storm {
             report.failures.push(format!("{lost} connections ended that nobody cut"));
         }
         return_figures(scene, report);
+        let phase = |first, last, inside, name| PhaseName { first, last, inside, name };
         let phases = [
-            ("calm", "others' p99 in the calm before"),
-            ("return", "others' p99 during the return"),
+            phase("calm", "calm", true, "others' p99 in the calm before"),
+            phase("cut", "return", false, "others' p99 from the cut to the last return"),
         ];
         p99_figures(scene, &phases, report);
     }

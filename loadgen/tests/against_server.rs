@@ -115,6 +115,45 @@ fn chat_accounts_for_every_message_to_its_receipt() {
 }
 
 #[test]
+fn a_server_that_dies_under_load_is_a_failure_and_is_reported() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let (json, html) = (data.path().join("r.json"), data.path().join("r.html"));
+    let folder = data.path().join("data");
+    let folder = folder.to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "1", "--data", folder], "ready");
+    let load = Command::new(LOADGEN)
+        .args(["chat", "--target", &server.address, "--connections", "20", "--rate", "200"])
+        .args(["--seconds", "3", "--drain", "1"])
+        .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the generator can be executed");
+    thread::sleep(Duration::from_secs(2));
+    drop(server);
+    let output = load.wait_with_output().expect("it ends by itself");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: ") && !said.contains("verified"), "{said}");
+    let report = std::fs::read(&json).expect("it wrote its report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("it is JSON");
+    assert!(report["failures"].as_array().is_some_and(|failures| !failures.is_empty()));
+    assert!(std::fs::read_to_string(&html).expect("it wrote its page").contains("Failed: "));
+}
+
+#[test]
+fn messages_may_begin_long_after_the_crowd() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let data = data.path().to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "1", "--data", data], "ready");
+    // Longer than the time that 20 connections may take to open.
+    let arguments = "--connections 60 --rate 10 --quiet 11 --seconds 1";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let (_, report) = server.load("idle", &arguments);
+    assert!(report["accounts"]["delivered"].as_u64().is_some_and(|count| count >= 10));
+}
+
+#[test]
 fn crowds_stand_are_cut_come_and_go_and_stop_reading() {
     let data = tempfile::tempdir().expect("a temporary directory");
     let data = data.path().to_str().expect("a name in UTF-8");

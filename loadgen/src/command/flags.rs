@@ -163,7 +163,7 @@ pub struct SlowFlags {
     #[command(flatten)]
     pub crowd: CrowdFlags,
     /// Messages per second to those who do not read, all together.
-    #[arg(long, value_name = "R", default_value_t = 1000.0)]
+    #[arg(long, value_name = "R", default_value_t = 2000.0)]
     pub rate: f64,
     /// Messages per second between users who read.
     #[arg(long, value_name = "R", default_value_t = 100.0)]
@@ -175,7 +175,7 @@ pub struct SlowFlags {
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     pub patience: Duration,
     /// Bytes of a body.
-    #[arg(long, value_name = "BYTES", default_value_t = 1000)]
+    #[arg(long, value_name = "BYTES", default_value_t = 4000)]
     pub size: usize,
 }
 
@@ -192,7 +192,7 @@ pub struct MillionFlags {
     #[arg(long, value_name = "R", default_value_t = 1000.0)]
     pub rate: f64,
     /// How long messages are sent.
-    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
     pub seconds: Duration,
     /// How long all are held before that, with heartbeats alone: one period of them by default.
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]

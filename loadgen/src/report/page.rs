@@ -180,7 +180,7 @@ fn percentile_text(quantile: f64) -> String {
 
 fn throughput(report: &Report) -> Described<'_> {
     let from_s = report.window_from_s;
-    let place = |index: usize| from_s + index as f64 + 1.0;
+    let place = |index: usize| from_s + index as f64 + 0.5;
     // The last second of a window that was ended is a part of one.
     let whole = report.per_second.len().min(report.window_s.floor() as usize);
     let counted = report.per_second.iter().take(whole).enumerate();
@@ -198,7 +198,7 @@ fn latency_over_time(report: &Report) -> Described<'_> {
     let from_s = report.window_from_s;
     let series = |name: &str, value: fn(&super::Second) -> u64| {
         let counted = report.timeline.iter().enumerate().filter(|(_, second)| second.count > 0);
-        let place = |index: usize| from_s + index as f64 + 1.0;
+        let place = |index: usize| from_s + index as f64 + 0.5;
         let points = counted.map(|(index, second)| (place(index), value(second) as f64));
         Series { name: name.to_owned(), points: points.collect() }
     };
@@ -269,35 +269,38 @@ fn memory_each(report: &Report) -> Described<'_> {
 fn processors(report: &Report) -> Described<'_> {
     let names: BTreeSet<&String> =
         report.samples.iter().flat_map(|sample| sample.processor_s.keys()).collect();
-    let series = names.into_iter().map(|name| {
-        let points = processor_shares(&report.samples, name);
+    let of_servers = names.into_iter().map(|name| {
+        let points =
+            processor_shares(&report.samples, |sample| sample.processor_s.get(name).copied());
         Series { name: name.clone(), points }
     });
+    let points = processor_shares(&report.samples, |sample| Some(sample.client_processor_s));
+    let generator = Series { name: "generator".to_owned(), points };
     let plot = Plot {
         x: seconds_axis(),
         y: Axis { label: "%", scale: Scale::Linear, text: number_text },
-        series: series.collect(),
+        series: of_servers.chain((!report.samples.is_empty()).then_some(generator)).collect(),
         bands: bands(report),
     };
-    ("Processor time of the server", "In percent of one processor, by process.", plot)
+    ("Processor time", "In percent of one processor, by process.", plot)
 }
 
 /// Shares over stretches of a second at least: processor time is told in hundredths of one.
-fn processor_shares(samples: &[Sample], name: &str) -> Vec<(f64, f64)> {
+fn processor_shares(samples: &[Sample], of: impl Fn(&Sample) -> Option<f64>) -> Vec<(f64, f64)> {
     let mut points = Vec::new();
     let mut before: Option<(f64, f64)> = None;
     for sample in samples {
-        let Some(used_s) = sample.processor_s.get(name) else {
+        let Some(used_s) = of(sample) else {
             before = None;
             continue;
         };
         match before {
             Some((t_s, before_s)) if sample.t_s - t_s >= STRETCH_S => {
                 points.push((sample.t_s, (used_s - before_s) / (sample.t_s - t_s) * 100.0));
-                before = Some((sample.t_s, *used_s));
+                before = Some((sample.t_s, used_s));
             }
             Some(_) => {}
-            None => before = Some((sample.t_s, *used_s)),
+            None => before = Some((sample.t_s, used_s)),
         }
     }
     points
