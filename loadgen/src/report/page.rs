@@ -226,15 +226,23 @@ fn connections(report: &Report) -> Described<'_> {
         series: vec![Series { name: "open".to_owned(), points: points.collect() }],
         bands: bands(report),
     };
-    ("Connections", "Open at the time: upgraded, and welcomed by name.", plot)
+    (
+        "Connections",
+        "Open at the time: upgraded and welcomed. Without those that carry messages.",
+        plot,
+    )
 }
 
 fn memory_each(report: &Report) -> Described<'_> {
     let most = report.samples.iter().map(|sample| sample.open).max().unwrap_or_default();
     let loaded = (most as f64 * LOADED_SHARE).max(1.0) as u64;
+    // Before that, the kernel's memory and the connections are not of the same moment.
+    let opening = report.phases.iter().find(|phase| phase.name == "opening");
+    let opened_s = opening.map_or(0.0, |phase| phase.to_s);
     let each = |name: &str, of: &dyn Fn(&Sample) -> Option<u64>| {
         let empty = report.samples.first().and_then(of).unwrap_or_default() as f64;
-        let taken = report.samples.iter().filter(|sample| sample.open >= loaded);
+        let is_taken = |sample: &&Sample| sample.open >= loaded && sample.t_s >= opened_s;
+        let taken = report.samples.iter().filter(is_taken);
         let points = taken.filter_map(|sample| {
             let grown = of(sample)? as f64 - empty;
             Some((sample.t_s, (grown / sample.open as f64).max(0.0)))
