@@ -24,14 +24,16 @@ const SHARD_FILL: f64 = 0.93;
 /// Slots of a shard's table that are not for clients, with room to spare.
 const SHARD_SPARE: usize = 128;
 /// What a connection takes at both ends, as measured; only to say beforehand what may be reached.
-const MEMORY_EACH: u64 = 10_500;
+const MEMORY_EACH: u64 = 14_300;
 const SOURCE_ADDRESSES: usize = 250;
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const FILES_MAX: &str = "/proc/sys/fs/file-max";
 const PORT_RANGE_WIDE: &str = "1024 65535";
 
 /// A server of our own, with its data; both go with it.
 pub struct OwnServer {
     up: Child,
+    pub command: String,
     data: PathBuf,
     pub target: Target,
 }
@@ -55,8 +57,10 @@ impl OwnServer {
             None => std::env::temp_dir().join(format!("aldis-million-{}", std::process::id())),
         };
         let address = free_address()?;
+        let shards = options.shards.to_string();
+        let arguments = ["up", "--listen", &address, "--shards", &shards, "--data"];
         let mut up = Command::new(&aldis)
-            .args(["up", "--listen", &address, "--shards", &options.shards.to_string(), "--data"])
+            .args(arguments)
             .arg(&data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -64,7 +68,8 @@ impl OwnServer {
             .with_context(|| format!("cannot execute {}", aldis.display()))?;
         let output = BufReader::new(up.stdout.take().context("its output is piped")?);
         let target = address.parse().map_err(anyhow::Error::msg)?;
-        let server = OwnServer { up, data, target };
+        let command = format!("aldis {} {}", arguments.join(" "), data.display());
+        let server = OwnServer { up, command, data, target };
         let (sender, receiver) = mpsc::channel();
         // Reads to the end, so that the server never writes into a closed pipe.
         thread::spawn(move || {
@@ -122,6 +127,14 @@ pub fn prepare_host(connections: usize) -> Vec<String> {
                 range.trim()
             ),
         });
+    }
+    let files = fs::read_to_string(FILES_MAX).unwrap_or_default();
+    let files: usize = files.trim().parse().unwrap_or(usize::MAX);
+    if connections.saturating_mul(2) > files {
+        notes.push(format!(
+            "fs.file-max is {files}, and {connections} connections are twice as many sockets: \
+             without root they will not all be reached"
+        ));
     }
     let available = Memory::read().available;
     let needed = connections as u64 * MEMORY_EACH;

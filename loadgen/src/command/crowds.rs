@@ -108,8 +108,8 @@ pub fn million(flags: MillionFlags) -> anyhow::Result<Report> {
     let script = Idle { quiet: flags.quiet, window: flags.seconds, talk };
     let mut report = scene::play("million", &plan, servers(&crowd)?, script)?;
     report.notes.extend(notes);
-    if server.is_some() {
-        report.host.insert("shards of the edge".to_owned(), shards.to_string());
+    if let Some(server) = &server {
+        report.host.insert("server".to_owned(), server.command.clone());
     }
     Ok(with_rate(report, flags.rate))
 }
