@@ -29,10 +29,12 @@ pub struct Idle {
 }
 
 impl Talk {
-    /// Begins it beside the crowd. When it cannot be, the crowd is there all the same.
+    /// Begins it beside the crowd, and waits until it is measured. When it cannot be begun, the
+    /// crowd is there all the same.
     pub fn begin(&self, scene: &mut Scene) {
-        if let Err(error) = self.try_begin(scene) {
-            scene.fail(format!("{error:#}"));
+        match self.try_begin(scene) {
+            Ok(()) => scene.hold("warming up", self.plan.warmup),
+            Err(error) => scene.fail(format!("{error:#}")),
         }
     }
 
@@ -68,7 +70,7 @@ impl Script for Idle {
         scene.hold("quiet", self.quiet);
         if let Some(talk) = &self.talk {
             talk.begin(scene);
-            scene.hold("messages", talk.plan.warmup + self.window);
+            scene.hold("messages", self.window);
             scene.end_load(Of::Others)?;
         }
         Ok(())

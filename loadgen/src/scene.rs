@@ -34,6 +34,9 @@ const MEMORY_FLOOR: u64 = 600 << 20;
 /// The longest that other users take to open their connections.
 const LOAD_OPENING_MAX: Duration = Duration::from_secs(60);
 
+/// A second that begins or ends so little outside of a phase is inside.
+const EDGE_S: f64 = 0.1;
+
 /// What happens to a crowd.
 pub trait Script {
     type Hearing: Hearing + 'static;
@@ -327,7 +330,7 @@ impl<'a> Scene<'a> {
                 let second = |t_s: f64| (t_s - outcome.measured_from_ns as f64 / 1e9).max(0.0);
                 let (from, to) = (second(first.from_s), second(last.to_s));
                 let seconds = match inside {
-                    true => from.ceil() as usize..to.floor() as usize,
+                    true => (from - EDGE_S).ceil() as usize..(to + EDGE_S).floor() as usize,
                     false => from.floor() as usize..to.ceil() as usize,
                 };
                 outcome.measured.timeline.between(seconds)
