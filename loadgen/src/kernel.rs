@@ -1,5 +1,5 @@
 //! The generator's io_uring: connections by index, receive buffers that the kernel picks, and whole
-//! sends. The only file whose code may be unsafe.
+//! sends. With the file below it, the only one whose code may be unsafe.
 //!
 //! - One ring belongs to one thread. Nothing completes inside the call that asks for it.
 //! - A connection has at most one send under way; the ring owns its bytes until it is done.
@@ -7,6 +7,8 @@
 //!   for the next one.
 
 #![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
+
+pub mod direct;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
