@@ -20,6 +20,7 @@ use crate::admin::AdminOptions;
 use crate::edge::admission::AdmissionOptions;
 use crate::edge::echo::EchoOptions;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
+use crate::edge::tiers::Tiers;
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -140,6 +141,13 @@ pub struct EdgeSettings {
     /// Silence after which a client is pinged, in milliseconds. Default: 30000
     #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
     heartbeat_ms: Option<u32>,
+    /// Receives, each soon after the one before, that make a connection busy: its receive stays
+    /// armed (864 bytes of kernel memory) instead of a poll (256). 0: all do. Default: 4
+    #[arg(long, env = "ALDIS_EDGE_BUSY_AFTER", value_name = "N")]
+    busy_after: Option<u8>,
+    /// Silence that ends it, in milliseconds. Default: 2000
+    #[arg(long, env = "ALDIS_EDGE_BUSY_QUIET_MS", value_name = "MS")]
+    busy_quiet_ms: Option<u32>,
     /// Compress messages (permessage-deflate) with clients that offer it. Ciphertext does not get
     /// smaller. Default: false
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
@@ -351,6 +359,8 @@ impl EdgeSettings {
             origin: first_given(self.origin, file.origin),
             control: self.control.or(file.control),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            busy_after: self.busy_after.or(file.busy_after),
+            busy_quiet_ms: self.busy_quiet_ms.or(file.busy_quiet_ms),
             deflate: self.deflate.or(file.deflate),
             connections: self.connections.or(file.connections),
             handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
@@ -368,6 +378,8 @@ impl EdgeSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("edge-1".to_owned())),
             heartbeat_ms: self.heartbeat_ms.or(Some(HEARTBEAT_MS_DEFAULT)),
+            busy_after: self.busy_after.or(Some(Tiers::default().promote_after)),
+            busy_quiet_ms: self.busy_quiet_ms.or(Some(Tiers::default().quiet_ms as u32)),
             deflate: self.deflate.or(Some(false)),
             connections: self.connections.or(Some(0)),
             handshakes_per_second: self.handshakes_per_second.or(Some(0)),
@@ -402,6 +414,10 @@ impl EdgeSettings {
             )?,
             ipv6_prefix: check_prefix(needed(self.ipv6_prefix, "edge", "ipv6-prefix")?)?,
         };
+        let tiers = Tiers {
+            promote_after: needed(self.busy_after, "edge", "busy-after")?,
+            quiet_ms: check_quiet(needed(self.busy_quiet_ms, "edge", "busy-quiet-ms")?)?,
+        };
         Ok(EdgeOptions {
             name: needed(self.name, "edge", "name")?,
             listen,
@@ -413,6 +429,7 @@ impl EdgeSettings {
             origins: self.origin,
             control: self.control,
             heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
+            tiers,
             deflate: needed(self.deflate, "edge", "deflate")?,
             connections: needed(self.connections, "edge", "connections")? as usize,
             admission,
@@ -564,6 +581,15 @@ fn check_prefix(bits: u8) -> Result<u8, Usage> {
         return Ok(bits);
     }
     Err(Usage(format!("--ipv6-prefix {bits}: it must be 1 to 128; the default is 64")))
+}
+
+fn check_quiet(quiet_ms: u32) -> Result<u64, Usage> {
+    if (100..=3_600_000).contains(&quiet_ms) {
+        return Ok(quiet_ms.into());
+    }
+    Err(Usage(format!(
+        "--busy-quiet-ms {quiet_ms}: it must be 100 to 3600000; the default is 2000"
+    )))
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {

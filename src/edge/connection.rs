@@ -75,10 +75,26 @@ pub struct ArrivingRequest {
 /// bytes): an idle connection is to cost at most 128 bytes.
 const _: () = assert!(size_of::<Connection>() + 8 + 4 + 16 <= 128);
 
+/// What the kernel waits for on a connection's socket. See `tiers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Armed {
+    #[default]
+    Nothing,
+    /// A poll: the idle tier.
+    Poll,
+    /// A receive that yields once.
+    Once,
+    /// A multishot receive: the busy tier.
+    Stream,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flags {
-    /// A multishot receive is armed.
-    pub is_receiving: bool,
+    pub armed: Armed,
+    /// Of the busy tier.
+    pub is_busy: bool,
+    /// Receives one soon after the other.
+    pub run: u8,
     /// Listed to be flushed at the end of this turn.
     pub is_dirty: bool,
     /// The application wants to hear when the queue is empty.
@@ -211,6 +227,15 @@ impl Outbound {
     }
 }
 
+/// How long an open connection may be silent, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Before it is pinged; twice that ends it.
+    pub heartbeat_ms: u64,
+    /// Before it leaves the busy tier.
+    pub quiet_ms: u64,
+}
+
 /// What to do with a connection whose time has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -222,16 +247,18 @@ pub enum Due {
     Finish,
     /// Ping.
     Ping,
+    /// Leave the busy tier.
+    Calm,
     /// Close with a reason.
     Cut(End),
 }
 
 impl Connection {
-    /// What is due at `now_ms`, with `heartbeat_ms` of silence before a ping.
-    pub fn due(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+    /// What is due at `now_ms`.
+    pub fn due(&self, now_ms: u64, pace: Pace) -> Due {
         match self.phase {
             Phase::Request => after(now_ms, self.since_ms + HANDSHAKE_MS, Due::Abandon),
-            Phase::Open => self.due_open(now_ms, heartbeat_ms),
+            Phase::Open => self.due_open(now_ms, pace),
             Phase::Closing => match &self.outbound {
                 None => after(now_ms, self.since_ms + CLOSE_MS, Due::Finish),
                 Some(_) if self.flags.is_cut => {
@@ -243,21 +270,31 @@ impl Connection {
         }
     }
 
-    fn due_open(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+    fn due_open(&self, now_ms: u64, pace: Pace) -> Due {
         let heartbeat = if self.flags.is_pinged {
-            after(now_ms, self.since_ms + 2 * heartbeat_ms, Due::Cut(End::Silent))
+            after(now_ms, self.since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
         } else {
-            after(now_ms, self.since_ms + heartbeat_ms, Due::Ping)
+            after(now_ms, self.since_ms + pace.heartbeat_ms, Due::Ping)
+        };
+        let calm = match self.flags.is_busy {
+            true => after(now_ms, self.since_ms.saturating_add(pace.quiet_ms), Due::Calm),
+            false => Due::At(u64::MAX),
         };
         let sending = self.outbound.as_ref().filter(|outbound| outbound.sending > 0);
-        let Some(outbound) = sending else {
-            return heartbeat;
-        };
-        let progress_ms = outbound.sending_since_ms + PROGRESS_MS;
-        match (after(now_ms, progress_ms, Due::Cut(End::Slow)), heartbeat) {
-            (Due::At(progress_ms), Due::At(heartbeat_ms)) => Due::At(progress_ms.min(heartbeat_ms)),
-            (Due::At(_), heartbeat) => heartbeat,
-            (slow, _) => slow,
+        let slow = sending.map_or(Due::At(u64::MAX), |outbound| {
+            after(now_ms, outbound.sending_since_ms + PROGRESS_MS, Due::Cut(End::Slow))
+        });
+        slow.or(calm).or(heartbeat)
+    }
+}
+
+impl Due {
+    /// This one if it is due by now, else the other, else the earlier of both.
+    fn or(self, other: Due) -> Due {
+        match (self, other) {
+            (Due::At(one_ms), Due::At(other_ms)) => Due::At(one_ms.min(other_ms)),
+            (Due::At(_), other) => other,
+            (due, _) => due,
         }
     }
 }

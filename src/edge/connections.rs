@@ -10,7 +10,8 @@ use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 
 use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
-use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Phase};
+use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Pace, Phase};
+use super::tiers::Tiers;
 
 /// Sizes and times of one shard.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct ShardOptions {
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
     pub admission: AdmissionOptions,
+    /// What idle and busy connections wait with.
+    pub tiers: Tiers,
 }
 
 impl Default for ShardOptions {
@@ -43,6 +46,7 @@ impl Default for ShardOptions {
             drain_ms: 2 * CLOSE_MS,
             deflate: false,
             admission: AdmissionOptions::default(),
+            tiers: Tiers::default(),
         }
     }
 }
@@ -86,6 +90,9 @@ pub struct Counters {
     pub stale: u64,
     /// Receives that ended because no buffer was free.
     pub starved: u64,
+    /// Connections that joined the busy tier, and that left it open.
+    pub promoted: u64,
+    pub calmed: u64,
     pub violations: u64,
     pub silent: u64,
     pub slow: u64,
@@ -101,6 +108,9 @@ pub struct Connections {
     pub(super) ended: Vec<(ConnectionId, End)>,
     pub(super) drained: Vec<ConnectionId>,
     pub(super) gone: Vec<ConnectionId>,
+    /// Those that have left the busy tier, whose multishot receive is to end.
+    pub(super) calmed: Vec<ConnectionId>,
+    pub(super) busy_count: usize,
     /// For all connections that agreed to compression; away while frames are looked at.
     pub(super) inflater: Option<Box<Inflater>>,
     deflater: Option<Box<Deflater>>,
@@ -129,6 +139,8 @@ impl Connections {
             ended: Vec::new(),
             drained: Vec::new(),
             gone: Vec::new(),
+            calmed: Vec::new(),
+            busy_count: 0,
             inflater: options.deflate.then(Box::default),
             deflater: options.deflate.then(Box::default),
             slots: Slab::with_capacity(capacity),
@@ -276,6 +288,7 @@ impl Connections {
             listening: Listening::Frames,
             flags: Flags::default(),
         })?;
+        self.place(id);
         self.arm(id);
         Some(id)
     }
@@ -317,6 +330,7 @@ impl Connections {
         if let Some(connection) = self.slots.remove(id) {
             self.refused_count -= usize::from(connection.flags.is_refused);
             self.admission.left(id.slot);
+            self.busy_count -= usize::from(connection.flags.is_busy);
             self.recycle_queue(connection.outbound);
         }
     }
@@ -534,8 +548,13 @@ impl Connections {
         }
     }
 
+    fn pace(&self) -> Pace {
+        let ShardOptions { heartbeat_ms, tiers, .. } = self.options;
+        Pace { heartbeat_ms, quiet_ms: tiers.quiet_ms() }
+    }
+
     fn expire_one(&mut self, id: ConnectionId) {
-        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+        let (now_ms, pace) = (self.now.monotonic_ms(), self.pace());
         let Some(connection) = self.get_mut(id) else {
             return;
         };
@@ -544,7 +563,7 @@ impl Connections {
             return;
         }
         connection.timer_ms = u64::MAX;
-        match connection.due(now_ms, heartbeat_ms) {
+        match connection.due(now_ms, pace) {
             Due::At(_) => {}
             Due::Abandon => {
                 let has_no_request = connection.phase == Phase::Request;
@@ -556,6 +575,7 @@ impl Connections {
                 connection.flags.is_pinged = true;
                 self.queue(id, |outbound| outbound.push_control(Opcode::Ping, b""));
             }
+            Due::Calm => self.calm(id),
             Due::Cut(End::Slow) => self.cut(id, 4003, "slow", End::Slow),
             Due::Cut(end) => self.cut(id, 4002, "heartbeat missed", end),
         }
@@ -564,12 +584,12 @@ impl Connections {
 
     /// Puts the connection on the wheel for its next deadline, unless it is there for an earlier
     /// one, at which the deadline will be looked at again.
-    fn arm(&mut self, id: ConnectionId) {
-        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+    pub(super) fn arm(&mut self, id: ConnectionId) {
+        let (now_ms, pace) = (self.now.monotonic_ms(), self.pace());
         let Some(connection) = self.get_mut(id) else {
             return;
         };
-        let at_ms = match connection.due(now_ms, heartbeat_ms) {
+        let at_ms = match connection.due(now_ms, pace) {
             Due::At(u64::MAX) => return,
             Due::At(at_ms) => at_ms,
             _ => now_ms,

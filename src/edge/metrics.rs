@@ -19,7 +19,7 @@ pub struct Metrics {
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 24] = [
+const COUNTERS: [(&str, &str); 26] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
@@ -36,6 +36,8 @@ const COUNTERS: [(&str, &str); 24] = [
     ("aldis_stale_pushes_total", "Pushes for a connection that is no more"),
     ("aldis_stale_completions_total", "Completions of a slot's earlier life, dropped"),
     ("aldis_receive_starved_total", "Receives that waited for a free buffer"),
+    ("aldis_promoted_total", "Connections that became busy: their multishot receive was armed"),
+    ("aldis_calmed_total", "Connections that became idle again: they wait with a poll"),
     ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
     ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
     ("aldis_slow_total", "Connections cut with 4003: no progress"),
@@ -92,7 +94,7 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 26] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
@@ -113,6 +115,8 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
         chat.stale_pushes,
         sockets.stale,
         sockets.starved,
+        sockets.promoted,
+        sockets.calmed,
         sockets.violations,
         sockets.silent,
         sockets.slow + chat.cut_slow,

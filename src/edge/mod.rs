@@ -23,6 +23,7 @@ pub mod router;
 pub mod shard;
 pub mod site;
 pub mod ticket;
+pub mod tiers;
 
 pub use application::{Application, ConnectionId, Decision, End, Message};
 pub use connections::{Connections, Counters, SendError, ShardOptions};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::admission::AdmissionOptions;
 use super::identity::jwks::Place;
 use super::identity::keys::KeySet;
+use super::tiers::Tiers;
 use crate::admin::AdminOptions;
 
 /// Everything that `edge::run` needs. Not `Debug`: it holds the link's secret.
@@ -33,6 +34,8 @@ pub struct EdgeOptions {
     pub control: Option<PathBuf>,
     /// Silence after which a client is pinged; twice that without a frame closes with 4002.
     pub heartbeat_ms: u32,
+    /// What idle and busy connections wait with.
+    pub tiers: Tiers,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
     /// Connections of all shards together; 0: as many as the host allows.

@@ -117,6 +117,7 @@ fn run_shard(
         queue_size_max: QUEUE_SIZE_MAX,
         heartbeat_ms: u64::from(options.heartbeat_ms),
         deflate: options.deflate,
+        tiers: options.tiers,
         ..ShardOptions::default()
     };
     let chat = Chat::new(ChatOptions {

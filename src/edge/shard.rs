@@ -10,7 +10,7 @@ use crate::ring::{Completion, Kind, Ring, Socket, Token};
 
 use super::admission::Reason;
 use super::application::{Application, ConnectionId};
-use super::connection::Phase;
+use super::connection::{Armed, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
 use super::receive;
 
@@ -85,6 +85,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.tell();
         self.flush();
         self.remove_gone();
+        self.end_streams();
         self.rearm_starved();
         self.rearm_listeners();
     }
@@ -211,21 +212,29 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             }
             return;
         };
-        connection.flags.is_receiving = completion.more;
+        let armed = connection.flags.armed;
+        if !completion.more {
+            connection.flags.armed = Armed::Nothing;
+        }
         match completion.result {
+            result if result >= 0 && armed == Armed::Poll => return self.receive(id),
             0 => receive::ended(&mut self.connections, id),
-            size if size > 0 => self.received_bytes(id, completion),
+            size if size > 0 => {
+                self.connections.received(id, armed);
+                self.received_bytes(id, completion);
+            }
             error if error == -libc::ENOBUFS => {
                 self.connections.counters.starved += 1;
                 self.starved.push(id);
             }
+            error if error == -libc::ECANCELED => {}
             _ => self.connections.lost(id, true),
         }
         if let Some(buffer) = completion.buffer {
             self.ring.release(buffer);
         }
-        if completion.result > 0 && !completion.more {
-            self.receive(id);
+        if !completion.more && (completion.result > 0 || completion.result == -libc::ECANCELED) {
+            self.wait(id);
         }
     }
 
@@ -299,7 +308,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
                 continue;
             };
             let (socket, flags) = (Socket::Direct(connection.socket), connection.flags);
-            if flags.is_receiving {
+            if flags.armed != Armed::Nothing {
                 self.ring.cancel(receive_token(id));
             }
             self.ring.close(socket, flags.is_reset);
@@ -334,14 +343,42 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         }
     }
 
+    /// Ends the multishot receives of connections that have left the busy tier.
+    fn end_streams(&mut self) {
+        for id in std::mem::take(&mut self.connections.calmed) {
+            let connection = self.connections.get(id);
+            if connection.is_some_and(|connection| connection.flags.armed == Armed::Stream) {
+                self.ring.cancel(receive_token(id));
+            }
+        }
+    }
+
+    /// Asks for bytes that are there, or that are expected soon.
     fn receive(&mut self, id: ConnectionId) {
+        self.ask(id, Armed::Once);
+    }
+
+    /// Asks for bytes that come at some time.
+    fn wait(&mut self, id: ConnectionId) {
+        self.ask(id, Armed::Poll);
+    }
+
+    /// Asks as told, or in the way of the busy tier.
+    fn ask(&mut self, id: ConnectionId, idle: Armed) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        if connection.phase != Phase::Gone && !connection.flags.is_receiving {
-            connection.flags.is_receiving = true;
-            let socket = Socket::Direct(connection.socket);
-            self.ring.receive(socket, receive_token(id));
+        if connection.phase == Phase::Gone || connection.flags.armed != Armed::Nothing {
+            return;
+        }
+        let (socket, token) = (Socket::Direct(connection.socket), receive_token(id));
+        let ask = if connection.flags.is_busy { Armed::Stream } else { idle };
+        connection.flags.armed = ask;
+        match ask {
+            Armed::Nothing => {}
+            Armed::Poll => self.ring.poll(socket, token),
+            Armed::Once => self.ring.receive_once(socket, token),
+            Armed::Stream => self.ring.receive(socket, token),
         }
     }
 

@@ -312,6 +312,29 @@ impl Ring for KernelRing {
         self.push(entry.user_data(token.to_raw()));
     }
 
+    fn receive_once(&mut self, socket: Socket, token: Token) {
+        let (nowhere, size) = (std::ptr::null_mut(), self.pool.buffer_size());
+        let entry = match socket {
+            Socket::Direct(slot) => {
+                opcode::Recv::new(Fixed(slot), nowhere, size).buf_group(pool::GROUP).build()
+            }
+            Socket::Ordinary(descriptor) => {
+                opcode::Recv::new(Fd(descriptor), nowhere, size).buf_group(pool::GROUP).build()
+            }
+        };
+        let entry = entry.flags(squeue::Flags::BUFFER_SELECT);
+        self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn poll(&mut self, socket: Socket, token: Token) {
+        let readable = (libc::POLLIN | libc::POLLRDHUP) as u32;
+        let entry = match socket {
+            Socket::Direct(slot) => opcode::PollAdd::new(Fixed(slot), readable).build(),
+            Socket::Ordinary(descriptor) => opcode::PollAdd::new(Fd(descriptor), readable).build(),
+        };
+        self.push(entry.user_data(token.to_raw()));
+    }
+
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token) {
         let key = self.sends.begin(socket, data, token);
         self.push_send(key);

@@ -269,6 +269,60 @@ pub(crate) fn link_to_itself(stage: &mut impl Stage) {
 }
 
 /// A cancelled receive ends, and takes no bytes with it that come later.
+/// A poll says that something is there, a receive takes it, again and again; then the end.
+pub(crate) fn polled_and_received(stage: &mut impl Stage) {
+    let (mut client, socket, _) = connected(stage);
+    let wait = token(Kind::Receive, 1);
+    for round in 0..3 {
+        stage.ring().poll(socket, wait);
+        quiet(stage);
+        let message = pattern(100 + round);
+        assert_eq!(client.write(&message), message.len());
+        let readable = next(stage, wait);
+        assert!(readable.result > 0 && !readable.more && readable.buffer.is_none());
+        stage.ring().receive_once(socket, wait);
+        let received = next(stage, wait);
+        assert!(!received.more);
+        assert_eq!(taken(stage.ring(), received), message);
+    }
+    // A poll for what is there already, and a receive before there is anything.
+    client.write(b"one");
+    for expected in [&b"one"[..], b"two"] {
+        stage.ring().receive_once(socket, wait);
+        if expected == b"two" {
+            quiet(stage);
+            client.write(expected);
+        }
+        let received = next(stage, wait);
+        assert_eq!(taken(stage.ring(), received), expected);
+    }
+    client.close();
+    stage.ring().poll(socket, wait);
+    assert!(next(stage, wait).result >= 0);
+    stage.ring().receive_once(socket, wait);
+    let end = next(stage, wait);
+    assert!(end.result == 0 || end.result == -libc::ECONNRESET, "{end:?}");
+}
+
+pub(crate) fn cancelled_poll(stage: &mut impl Stage) {
+    let (mut client, socket, _) = connected(stage);
+    let wait = token(Kind::Receive, 1);
+    stage.ring().poll(socket, wait);
+    quiet(stage);
+    stage.ring().cancel(wait);
+    assert_eq!(next(stage, wait).result, -libc::ECANCELED);
+    // The stream is as it was.
+    client.write(b"still");
+    stage.ring().receive_once(socket, wait);
+    let received = next(stage, wait);
+    assert_eq!(taken(stage.ring(), received), b"still");
+    stage.ring().poll(socket, wait);
+    stage.ring().cancel(wait);
+    stage.ring().close(socket, false);
+    assert_eq!(next(stage, wait).result, -libc::ECANCELED);
+    read_until(stage, &mut client, |client, _| client.is_closed());
+}
+
 pub(crate) fn cancelled_receive(stage: &mut impl Stage) {
     let (mut client, socket, _) = connected(stage);
     let first = token(Kind::Receive, 1);

@@ -51,6 +51,8 @@ pub struct FaultRates {
     pub short_read: f64,
     /// Per completion of a multishot request: it is the last, for no reason.
     pub multishot_end: f64,
+    /// Per poll: it completes at once, for no reason.
+    pub spurious_poll: f64,
     /// Per completion: it is seen up to 10 ms late.
     pub late_completion: f64,
     /// Per turn: completions of different sockets and directions are mixed.
@@ -70,6 +72,7 @@ impl FaultRates {
             refuse: 0.05,
             short_read: 0.2,
             multishot_end: 0.02,
+            spurious_poll: 0.02,
             late_completion: 0.05,
             reorder: 0.5,
             silent_crash: 0.2,

@@ -144,6 +144,16 @@ fn link_to_itself() {
 }
 
 #[test]
+fn polled_and_received() {
+    scenario::polled_and_received(&mut Loopback::new(small()));
+}
+
+#[test]
+fn cancelled_poll() {
+    scenario::cancelled_poll(&mut Loopback::new(small()));
+}
+
+#[test]
 fn cancelled_receive() {
     scenario::cancelled_receive(&mut Loopback::new(small()));
 }

@@ -27,6 +27,8 @@ enum Request {
     Accept(Socket, Accept),
     Connect(EndId, SocketAddr, Token),
     Receive(Socket, Token),
+    ReceiveOnce(Socket, Token),
+    Poll(Socket, Token),
     Send(Socket, Vec<u8>, Token),
     Watch(RawFd, Token),
     Cancel(Token),
@@ -115,7 +117,9 @@ impl SimRing {
                 world.ends[end].connect = Some(token);
                 world.open(end, address);
             }
-            Request::Receive(socket, token) => self.run_receive(world, socket, token),
+            Request::Receive(socket, token) => self.run_receive(world, socket, token, false),
+            Request::ReceiveOnce(socket, token) => self.run_receive(world, socket, token, true),
+            Request::Poll(socket, token) => self.run_poll(world, socket, token),
             Request::Send(socket, data, token) => self.run_send(world, socket, data, token),
             Request::Watch(descriptor, token) => self.run_watch(world, descriptor, token),
             Request::Cancel(token) => self.run_cancel(world, token),
@@ -140,7 +144,7 @@ impl SimRing {
         }
     }
 
-    fn run_receive(&mut self, world: &mut State, socket: Socket, token: Token) {
+    fn run_receive(&mut self, world: &mut State, socket: Socket, token: Token, once: bool) {
         let Some(Thing::End(end)) = self.thing(world, socket) else {
             return self.refuse(world, token, libc::EBADF, None);
         };
@@ -149,9 +153,23 @@ impl SimRing {
         }
         let armed = world.ends[end].receive.replace(token);
         assert!(armed.is_none(), "two receives on {socket:?}: {armed:?}, {token:?}");
+        world.ends[end].receives_once = once;
         self.arm(world, token, Armed::Receive(end));
-        if self.free.is_empty() {
+        // The kernel looks for a buffer at once for a multishot one, when bytes are there else.
+        if self.free.is_empty() && !once {
             self.end_receive(world, end, -libc::ENOBUFS);
+        }
+    }
+
+    fn run_poll(&mut self, world: &mut State, socket: Socket, token: Token) {
+        let Some(Thing::End(end)) = self.thing(world, socket) else {
+            return self.refuse(world, token, libc::EBADF, None);
+        };
+        let armed = world.ends[end].receive.replace(token);
+        assert!(armed.is_none(), "a poll beside a receive on {socket:?}: {armed:?}, {token:?}");
+        self.arm(world, token, Armed::Poll(end));
+        if world.random.chance(world.options.faults.spurious_poll) {
+            self.end_receive(world, end, 1);
         }
     }
 
@@ -186,6 +204,7 @@ impl SimRing {
         let stream = match armed {
             None => return,
             Some(Armed::Send(end)) => return world.complete_send(end, -libc::ECANCELED),
+            Some(Armed::Poll(end)) => return self.end_receive(world, end, -libc::ECANCELED),
             Some(Armed::Receive(end)) => {
                 // What arrives between the last turn and the cancel still completes, or does not.
                 if world.random.chance(0.5) {
@@ -303,7 +322,7 @@ impl SimRing {
                 break;
             };
             let size = self.fill_buffer(world, end, buffer);
-            let more = world.stays_armed();
+            let more = !world.ends[end].receives_once && world.stays_armed();
             if !more {
                 world.ends[end].receive = None;
                 world.rings[self.id.0].armed.remove(&token.to_raw());
@@ -334,6 +353,7 @@ impl SimRing {
             match armed {
                 Armed::Accept(index) => self.take_connections(world, index),
                 Armed::Receive(end) => self.fill_buffers(world, end),
+                Armed::Poll(end) if world.is_readable(end) => self.end_receive(world, end, 1),
                 _ => {}
             }
         }
@@ -385,6 +405,14 @@ impl Ring for SimRing {
 
     fn receive(&mut self, socket: Socket, token: Token) {
         self.requests.push(Request::Receive(socket, token));
+    }
+
+    fn receive_once(&mut self, socket: Socket, token: Token) {
+        self.requests.push(Request::ReceiveOnce(socket, token));
+    }
+
+    fn poll(&mut self, socket: Socket, token: Token) {
+        self.requests.push(Request::Poll(socket, token));
     }
 
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token) {

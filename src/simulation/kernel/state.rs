@@ -59,7 +59,9 @@ pub(super) struct End {
     sending: Option<Sending>,
     /// A send was asked for whose completion its owner has not seen.
     pub(super) send_unseen: bool,
+    /// The receive or poll that is armed.
     pub(super) receive: Option<Token>,
+    pub(super) receives_once: bool,
     pub(super) connect: Option<Token>,
 }
 
@@ -89,6 +91,7 @@ pub(super) enum Armed {
     Accept(usize),
     Connect(EndId),
     Receive(EndId),
+    Poll(EndId),
     Send(EndId),
     Watch(RawFd),
 }
@@ -214,9 +217,7 @@ impl State {
         let posted = ring.posted.iter().any(|posted| posted.due_us <= self.now_us);
         posted
             || ring.armed.values().any(|armed| match armed {
-                Armed::Receive(end) => {
-                    !self.ends[*end].inbound.is_empty() || self.ends[*end].ended.is_some()
-                }
+                Armed::Receive(end) | Armed::Poll(end) => self.is_readable(*end),
                 Armed::Accept(listener) => {
                     let listener = self.listeners[*listener].as_ref();
                     listener.is_some_and(|listener| !listener.pending.is_empty())
@@ -274,6 +275,7 @@ impl State {
                 sending: None,
                 send_unseen: false,
                 receive: None,
+                receives_once: false,
                 connect: None,
             });
         }
@@ -330,6 +332,11 @@ impl State {
             self.schedule(due_us, Event::Room { end: peer });
         }
         bytes
+    }
+
+    /// A receive would yield something.
+    pub(super) fn is_readable(&self, end: EndId) -> bool {
+        !self.ends[end].inbound.is_empty() || self.ends[end].ended.is_some()
     }
 
     pub(super) fn is_finished(&self, end: EndId) -> bool {

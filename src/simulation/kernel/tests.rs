@@ -120,6 +120,8 @@ fn passes_the_scenarios_of_the_kernel() {
             scenario::connect_refused(&mut make(seed));
             scenario::link_to_itself(&mut make(seed));
             scenario::cancelled_receive(&mut make(seed));
+            scenario::cancelled_poll(&mut make(seed));
+            scenario::polled_and_received(&mut make(seed));
             scenario::cancelled_send_and_reset(&mut make(seed));
             scenario::close_ends_a_send(&mut make(seed));
             scenario::orderly_close_reaches_the_client(&mut make(seed));
