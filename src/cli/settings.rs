@@ -21,6 +21,7 @@ use crate::edge::admission::AdmissionOptions;
 use crate::edge::echo::EchoOptions;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
+use crate::ring::kernel::Descriptors;
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -141,6 +142,10 @@ pub struct EdgeSettings {
     /// Silence after which a client is pinged, in milliseconds. Default: 30000
     #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
     heartbeat_ms: Option<u32>,
+    /// Where sockets live: direct (in the rings' tables; Linux 6.13) or ordinary (in that of the
+    /// process; Linux 6.1). Default: direct where the kernel can
+    #[arg(long, env = "ALDIS_EDGE_DESCRIPTORS", value_name = "KIND")]
+    descriptors: Option<String>,
     /// Receives, each soon after the one before, that make a connection busy: its receive stays
     /// armed (864 bytes of kernel memory) instead of a poll (256). 0: all do. Default: 4
     #[arg(long, env = "ALDIS_EDGE_BUSY_AFTER", value_name = "N")]
@@ -255,6 +260,9 @@ pub struct EchoSettings {
     /// Compress messages (permessage-deflate) with clients that offer it.
     #[arg(long)]
     pub deflate: bool,
+    /// Where sockets live: direct or ordinary, as with `aldis edge`.
+    #[arg(long, value_name = "KIND", default_value_t = kernel_descriptors())]
+    pub descriptors: String,
 }
 
 impl RepairSettings {
@@ -359,6 +367,7 @@ impl EdgeSettings {
             origin: first_given(self.origin, file.origin),
             control: self.control.or(file.control),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            descriptors: self.descriptors.or(file.descriptors),
             busy_after: self.busy_after.or(file.busy_after),
             busy_quiet_ms: self.busy_quiet_ms.or(file.busy_quiet_ms),
             deflate: self.deflate.or(file.deflate),
@@ -378,6 +387,7 @@ impl EdgeSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("edge-1".to_owned())),
             heartbeat_ms: self.heartbeat_ms.or(Some(HEARTBEAT_MS_DEFAULT)),
+            descriptors: self.descriptors.or_else(|| Some(kernel_descriptors())),
             busy_after: self.busy_after.or(Some(Tiers::default().promote_after)),
             busy_quiet_ms: self.busy_quiet_ms.or(Some(Tiers::default().quiet_ms as u32)),
             deflate: self.deflate.or(Some(false)),
@@ -429,6 +439,7 @@ impl EdgeSettings {
             origins: self.origin,
             control: self.control,
             heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
+            descriptors: check_descriptors(&needed(self.descriptors, "edge", "descriptors")?)?,
             tiers,
             deflate: needed(self.deflate, "edge", "deflate")?,
             connections: needed(self.connections, "edge", "connections")? as usize,
@@ -508,8 +519,9 @@ impl StoreSettings {
 
 impl EchoSettings {
     pub fn into_options(self) -> Result<EchoOptions, Usage> {
-        let EchoSettings { listen, shards, deflate } = self;
-        Ok(EchoOptions { listen: listen.0, shards: check_shards(shards)?, deflate })
+        let EchoSettings { listen, shards, deflate, descriptors } = self;
+        let (shards, descriptors) = (check_shards(shards)?, check_descriptors(&descriptors)?);
+        Ok(EchoOptions { listen: listen.0, shards, deflate, descriptors })
     }
 }
 
@@ -581,6 +593,14 @@ fn check_prefix(bits: u8) -> Result<u8, Usage> {
         return Ok(bits);
     }
     Err(Usage(format!("--ipv6-prefix {bits}: it must be 1 to 128; the default is 64")))
+}
+
+fn kernel_descriptors() -> String {
+    Descriptors::of_this_kernel().name().to_owned()
+}
+
+fn check_descriptors(text: &str) -> Result<Descriptors, Usage> {
+    text.parse().map_err(|error| Usage(format!("--descriptors {error}")))
 }
 
 fn check_quiet(quiet_ms: u32) -> Result<u64, Usage> {

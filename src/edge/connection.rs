@@ -57,7 +57,7 @@ pub struct Connection {
     pub since_ms: u64,
     /// When the wheel looks at this connection next. In monotonic milliseconds.
     pub timer_ms: u64,
-    /// The slot in the ring's socket table.
+    /// What the accept yielded ([`crate::ring::Ring::accepted`]).
     pub socket: u32,
     pub phase: Phase,
     pub listening: Listening,

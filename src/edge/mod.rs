@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod application;
+pub mod capacity;
 pub mod chat;
 pub mod connection;
 pub mod connections;

@@ -9,6 +9,7 @@ use super::identity::jwks::Place;
 use super::identity::keys::KeySet;
 use super::tiers::Tiers;
 use crate::admin::AdminOptions;
+use crate::ring::kernel::Descriptors;
 
 /// Everything that `edge::run` needs. Not `Debug`: it holds the link's secret.
 #[derive(Clone)]
@@ -34,6 +35,8 @@ pub struct EdgeOptions {
     pub control: Option<PathBuf>,
     /// Silence after which a client is pinged; twice that without a frame closes with 4002.
     pub heartbeat_ms: u32,
+    /// Where the sockets of clients live.
+    pub descriptors: Descriptors,
     /// What idle and busy connections wait with.
     pub tiers: Tiers,
     /// Agrees to permessage-deflate with clients that offer it.

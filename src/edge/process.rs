@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 
+use super::capacity::Capacity;
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
@@ -57,6 +58,10 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
     health.set_failing("no link to the sequencer yet");
     let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
+    let capacity = Capacity::of_this_process(options.descriptors, options.shards);
+    let (connections, limit) = (capacity.connections(), capacity.limit());
+    let descriptors = options.descriptors.name();
+    tracing::info!(connections, limit, descriptors, "edge can hold");
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
@@ -104,7 +109,9 @@ fn run_shard(
     mut told: Told,
     linked: impl FnOnce(),
 ) -> anyhow::Result<()> {
-    let ring = KernelRing::new(RingOptions { sockets: 1 << 20, ..RingOptions::default() })?;
+    let descriptors = options.descriptors;
+    let sockets = Capacity::of_this_process(descriptors, options.shards).sockets_per_shard;
+    let ring = KernelRing::new(RingOptions { sockets, descriptors, ..RingOptions::default() })?;
     let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
     let shard_options = ShardOptions {
         connection_count_max: match options.connections {

@@ -197,7 +197,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         };
         let Some(id) = id else {
             self.connections.counters.refused[Reason::Full as usize] += 1;
-            return self.ring.close(Socket::Direct(socket), true);
+            return self.ring.close(self.ring.accepted(socket), true);
         };
         self.connections.admit(id, peer);
         self.receive(id);
@@ -288,7 +288,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             return self.connections.recycle_vector(spare);
         };
         connection.flags.is_dirty = false;
-        let (phase, socket) = (connection.phase, Socket::Direct(connection.socket));
+        let (phase, socket) = (connection.phase, self.ring.accepted(connection.socket));
         let ready = connection
             .outbound
             .as_mut()
@@ -307,7 +307,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             let Some(connection) = self.connections.get(id) else {
                 continue;
             };
-            let (socket, flags) = (Socket::Direct(connection.socket), connection.flags);
+            let (socket, flags) = (self.ring.accepted(connection.socket), connection.flags);
             if flags.armed != Armed::Nothing {
                 self.ring.cancel(receive_token(id));
             }
@@ -371,7 +371,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         if connection.phase == Phase::Gone || connection.flags.armed != Armed::Nothing {
             return;
         }
-        let (socket, token) = (Socket::Direct(connection.socket), receive_token(id));
+        let (socket, token) = (self.ring.accepted(connection.socket), receive_token(id));
         let ask = if connection.flags.is_busy { Armed::Stream } else { idle };
         connection.flags.armed = ask;
         match ask {

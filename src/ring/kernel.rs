@@ -1,7 +1,7 @@
 //! [`Ring`] over io_uring: one thread, one ring, completions run only when that thread asks.
 //!
-//! - Accepted sockets live in the registered-file table (`Socket::Direct`): no lock and no
-//!   reference count of the process's descriptor table per operation, and no share of its limit.
+//! - Accepted sockets live in the registered-file table (`Socket::Direct`) unless the kernel is too
+//!   old for it: see [`Descriptors`].
 //! - The `user_data` of a request is its token, except for sends: theirs has bit 63 set and names
 //!   the entry of [`sends::Sends`] that owns the bytes.
 //! - What the ring asks for on its own account (cancel, close) carries [`Kind::Internal`] and is
@@ -33,7 +33,7 @@ use sends::{Progress, Sends};
 
 pub use fault::{KERNEL_FLOOR, RingFault};
 pub use listener::{Listener, listen, probe_bind};
-pub use options::RingOptions;
+pub use options::{Descriptors, RingOptions};
 
 /// The kernel's own bound of a registered-file table.
 const SOCKETS_MAX: u64 = 1 << 20;
@@ -60,6 +60,7 @@ pub struct KernelRing {
     /// Sends that went out in part and are to be continued.
     unfinished: Vec<u32>,
     sockets_max: u32,
+    descriptors: Descriptors,
     not_send: std::marker::PhantomData<*const ()>,
 }
 
@@ -75,8 +76,8 @@ impl KernelRing {
             .setup_cqsize(options.completions)
             .build(options.submissions)
             .map_err(RingFault::from_setup)?;
-        check_kernel(&ring)?;
-        let sockets_max = register_sockets(&ring, options.sockets)?;
+        check_kernel(&ring, options.descriptors)?;
+        let sockets_max = register_sockets(&ring, &options)?;
         let pool = register_buffers(&ring, &options)
             .map_err(|source| RingFault::Buffers { options, source })?;
         Ok(KernelRing {
@@ -89,12 +90,13 @@ impl KernelRing {
             backlog: Vec::new(),
             unfinished: Vec::new(),
             sockets_max,
+            descriptors: options.descriptors,
             not_send: std::marker::PhantomData,
         })
     }
 
-    /// Slots for accepted sockets, after the limits of the host: over it, `accept` ends with
-    /// `-ENFILE`.
+    /// Accepted sockets at a time, after the limits of the host. Over it, `accept` ends with
+    /// `-ENFILE`; ordinary descriptors are all the process's, and it is `-EMFILE`.
     pub fn sockets_max(&self) -> u32 {
         self.sockets_max
     }
@@ -241,39 +243,40 @@ impl KernelRing {
         self.push(entry.user_data(token.to_raw()));
     }
 
-    /// The linger option is set just before the close, in order, as both run when submitted.
+    /// The linger option is set just before the close, in order, as both run when submitted. The
+    /// kernels with ordinary descriptors know no such request, nor is it needed for them.
     fn push_reset(&mut self, socket: Socket) {
+        let slot = match socket {
+            Socket::Direct(slot) => slot,
+            Socket::Ordinary(descriptor) => return listener::linger_no_time(descriptor),
+        };
         let option = (&raw const LINGER_RESET).cast();
         let size = size_of::<libc::linger>() as u32;
         let (level, name) = (libc::SOL_SOCKET as u32, libc::SO_LINGER as u32);
-        let entry = match socket {
-            Socket::Direct(slot) => {
-                opcode::SetSockOpt::new(Fixed(slot), level, name, option, size).build()
-            }
-            Socket::Ordinary(descriptor) => {
-                opcode::SetSockOpt::new(Fd(descriptor), level, name, option, size).build()
-            }
-        };
+        let entry = opcode::SetSockOpt::new(Fixed(slot), level, name, option, size).build();
         self.push_internal(entry);
     }
 }
 
 impl Ring for KernelRing {
     fn accept(&mut self, listener: Socket, token: Token) {
-        let entry = match listener {
-            Socket::Direct(slot) => {
-                opcode::AcceptMulti::new(Fixed(slot)).allocate_file_index(true).build()
-            }
-            Socket::Ordinary(descriptor) => {
-                opcode::AcceptMulti::new(Fd(descriptor)).allocate_file_index(true).build()
-            }
+        // What is in the ring's table is no descriptor of the process, nor inherited.
+        let (is_direct, flags) = match self.descriptors {
+            Descriptors::Direct => (true, 0),
+            Descriptors::Ordinary => (false, libc::SOCK_CLOEXEC),
         };
+        let entry = match listener {
+            Socket::Direct(slot) => opcode::AcceptMulti::new(Fixed(slot)),
+            Socket::Ordinary(descriptor) => opcode::AcceptMulti::new(Fd(descriptor)),
+        };
+        let entry = entry.flags(flags).allocate_file_index(is_direct).build();
         self.push(entry.user_data(token.to_raw()));
     }
 
     fn accept_one(&mut self, listener: Socket, token: Token) {
         let (address, size) = self.accepts.begin(token);
-        let slot = Some(DestinationSlot::auto_target());
+        let is_direct = self.descriptors == Descriptors::Direct;
+        let slot = is_direct.then(DestinationSlot::auto_target);
         let entry = match listener {
             Socket::Direct(listener) => {
                 opcode::Accept::new(Fixed(listener), address, size).file_index(slot).build()
@@ -287,6 +290,13 @@ impl Ring for KernelRing {
 
     fn take_peer(&mut self, token: Token) -> Option<SocketAddr> {
         self.accepts.take(token)
+    }
+
+    fn accepted(&self, result: u32) -> Socket {
+        match self.descriptors {
+            Descriptors::Direct => Socket::Direct(result),
+            Descriptors::Ordinary => Socket::Ordinary(result as RawFd),
+        }
     }
 
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
@@ -430,10 +440,14 @@ impl Drop for KernelRing {
     }
 }
 
-fn check_kernel(ring: &IoUring) -> Result<(), RingFault> {
+fn check_kernel(ring: &IoUring, descriptors: Descriptors) -> Result<(), RingFault> {
     let kernel = fault::kernel_release();
-    let lacking = if fault::is_too_old(&kernel) {
-        "closed sockets in the ring's table may stay open before it"
+    let is_direct = descriptors == Descriptors::Direct;
+    if is_direct && fault::is_older(&kernel, fault::DIRECT_FLOOR) {
+        return Err(RingFault::NoDirectDescriptors { kernel });
+    }
+    let lacking = if fault::is_older(&kernel, KERNEL_FLOOR) {
+        "completions run at any time before it"
     } else if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
         "it waits without a timeout, or loses completions"
     } else if !ring.params().is_feature_skip_cqe_on_success() {
@@ -444,9 +458,12 @@ fn check_kernel(ring: &IoUring) -> Result<(), RingFault> {
     Err(RingFault::KernelTooOld { kernel, lacking })
 }
 
-fn register_sockets(ring: &IoUring, wanted: u32) -> Result<u32, RingFault> {
+fn register_sockets(ring: &IoUring, options: &RingOptions) -> Result<u32, RingFault> {
     let limit = crate::sys::open_files_limit().unwrap_or(SOCKETS_MAX);
-    let sockets = u64::from(wanted).min(limit).min(SOCKETS_MAX) as u32;
+    let sockets = u64::from(options.sockets).min(limit).min(SOCKETS_MAX) as u32;
+    if options.descriptors == Descriptors::Ordinary {
+        return Ok(sockets);
+    }
     match ring.submitter().register_files_sparse(sockets) {
         Ok(()) => Ok(sockets),
         Err(source) => Err(RingFault::SocketTable { sockets, limit, source }),

@@ -27,7 +27,7 @@ use std::os::fd::RawFd;
 /// A socket as this ring knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Socket {
-    /// A slot of the ring's registered-file table: every accepted socket.
+    /// A slot of the ring's registered-file table: accepted sockets, where the kernel can do it.
     Direct(u32),
     /// An ordinary file descriptor: listeners, outgoing links, event descriptors.
     Ordinary(RawFd),
@@ -37,7 +37,7 @@ pub enum Socket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     pub token: Token,
-    /// Not negative: what the request yields (`accept`: the direct slot; `receive`: bytes, 0 at the
+    /// Not negative: what the request yields (`accept`: see [`Ring::accepted`]; `receive`: bytes, 0 at the
     /// end of the stream; `send`: bytes, always all of them; `connect`, `watch`: any). Negative:
     /// `-errno`.
     pub result: i32,
@@ -53,10 +53,10 @@ pub struct BufferId(pub u16);
 
 /// A completion ring with its sockets and receive buffers. See the module for the contract.
 pub trait Ring {
-    /// Accepts connections of `listener` into direct slots until cancelled. Multishot.
+    /// Accepts connections of `listener` until cancelled. Multishot.
     fn accept(&mut self, listener: Socket, token: Token);
 
-    /// Accepts one connection of `listener` into a direct slot, and notes who it is, which
+    /// Accepts one connection of `listener` and notes who it is, which
     /// `accept` does not: see [`Ring::take_peer`]. Several may wait on one listener, each with a
     /// token of its own, none beside an `accept`.
     fn accept_one(&mut self, listener: Socket, token: Token);
@@ -64,6 +64,9 @@ pub trait Ring {
     /// Who connected, when the `accept_one` with this token has just completed. There until the
     /// next [`Ring::turn`].
     fn take_peer(&mut self, token: Token) -> Option<SocketAddr>;
+
+    /// The socket that an accept yielded with this result.
+    fn accepted(&self, result: u32) -> Socket;
 
     /// Opens a connection to `address`; the result of the completion is 0 and the socket is the one
     /// returned here. `Err` is the errno of a failed attempt to make the socket.

@@ -136,7 +136,7 @@ fn connected<S: Stage>(stage: &mut S) -> (S::Client, Socket, SocketAddr) {
     let client = stage.dial(address);
     let accepted = next(stage, accept);
     assert!(accepted.more && accepted.result >= 0, "{accepted:?}");
-    (client, Socket::Direct(accepted.result as u32), address)
+    (client, stage.ring().accepted(accepted.result as u32), address)
 }
 
 pub(crate) fn echo(stage: &mut impl Stage) {
@@ -254,7 +254,7 @@ pub(crate) fn link_to_itself(stage: &mut impl Stage) {
     let near = stage.ring().connect(address, connect).expect("a new socket");
     let both = all(stage, &[accept, connect]);
     assert_eq!(both[1].result, 0);
-    let far = Socket::Direct(both[0].result as u32);
+    let far = stage.ring().accepted(both[0].result as u32);
     let (receive, send) = (token(Kind::LinkReceive, 1), token(Kind::LinkSend, 1));
     stage.ring().receive(near, receive);
     stage.ring().send(far, b"over the link".to_vec(), send);

@@ -33,6 +33,7 @@ fn small() -> RingOptions {
         submissions: 64,
         completions: 256,
         sockets: 64,
+        descriptors: Descriptors::Direct,
         buffer_count: 16,
         buffer_size: 1024,
     }
@@ -118,63 +119,71 @@ impl Client for TcpClient {
     fn close(self) {}
 }
 
+/// With direct descriptors and with ordinary ones.
+fn in_both(run: impl Fn(&mut Loopback)) {
+    for descriptors in [Descriptors::Direct, Descriptors::Ordinary] {
+        run(&mut Loopback::new(RingOptions { descriptors, ..small() }));
+    }
+}
+
 #[test]
 fn echo() {
-    scenario::echo(&mut Loopback::new(small()));
+    in_both(|stage| scenario::echo(stage));
 }
 
 #[test]
 fn large_send_to_a_slow_reader() {
-    scenario::large_send_to_a_slow_reader(&mut Loopback::new(small()));
+    in_both(|stage| scenario::large_send_to_a_slow_reader(stage));
 }
 
 #[test]
 fn starved_of_buffers() {
-    scenario::starved_of_buffers(&mut Loopback::new(small()));
+    in_both(|stage| scenario::starved_of_buffers(stage));
 }
 
 #[test]
 fn connect_refused() {
-    scenario::connect_refused(&mut Loopback::new(small()));
+    in_both(|stage| scenario::connect_refused(stage));
 }
 
 #[test]
 fn link_to_itself() {
-    scenario::link_to_itself(&mut Loopback::new(small()));
+    in_both(|stage| scenario::link_to_itself(stage));
 }
 
 #[test]
 fn polled_and_received() {
-    scenario::polled_and_received(&mut Loopback::new(small()));
+    in_both(|stage| scenario::polled_and_received(stage));
 }
 
 #[test]
 fn cancelled_poll() {
-    scenario::cancelled_poll(&mut Loopback::new(small()));
+    in_both(|stage| scenario::cancelled_poll(stage));
 }
 
 #[test]
 fn cancelled_receive() {
-    scenario::cancelled_receive(&mut Loopback::new(small()));
+    in_both(|stage| scenario::cancelled_receive(stage));
 }
 
 #[test]
 fn cancelled_send_and_reset() {
-    scenario::cancelled_send_and_reset(&mut Loopback::new(small()));
+    in_both(|stage| scenario::cancelled_send_and_reset(stage));
 }
 
 #[test]
 fn close_ends_a_send() {
-    scenario::close_ends_a_send(&mut Loopback::new(small()));
+    in_both(|stage| scenario::close_ends_a_send(stage));
 }
 
 #[test]
 fn orderly_close_reaches_the_client() {
-    scenario::orderly_close_reaches_the_client(&mut Loopback::new(small()));
+    in_both(|stage| scenario::orderly_close_reaches_the_client(stage));
 }
 
 #[test]
 fn stale_token_after_close() {
+    // Numbers of ordinary descriptors are also given to the tests beside this one.
     scenario::stale_token_after_close(&mut Loopback::new(small()));
 }
 

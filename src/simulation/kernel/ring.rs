@@ -395,6 +395,10 @@ impl Ring for SimRing {
         Some(self.peers.swap_remove(index).1)
     }
 
+    fn accepted(&self, result: u32) -> Socket {
+        Socket::Direct(result)
+    }
+
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
         let mut world = self.state.borrow_mut();
         let end = world.new_connection(Some(self.id), NOWHERE);
