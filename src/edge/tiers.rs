@@ -1,8 +1,8 @@
 //! Two tiers of connections, by how often they are heard.
 //!
 //! An idle one waits with a poll: 256 bytes of kernel memory, and a receive each time it is
-//! readable. A busy one has a multishot receive armed: 864 bytes, and nothing to ask for per message.
-//! Who is heard often and evenly joins the busy tier, and leaves it when he is quiet.
+//! readable. A busy one has a multishot receive armed: 864 bytes, and nothing to ask for per
+//! message. Who is heard often and evenly joins the busy tier, and leaves it when he is quiet.
 
 use super::application::ConnectionId;
 use super::connection::Armed;

@@ -9,8 +9,8 @@
 //! - A request's completions carry its [`Token`]. Those of a multishot request (`accept`,
 //!   `receive`, `watch`) come with `more = true` until the last one, which has `more = false`,
 //!   whatever its result: the request is then gone and its owner decides whether to ask again.
-//! - At most one of `poll`, `receive` and `receive_once` per socket is armed, and at most one `send`
-//!   is under way (the caller's duty; checked by the simulator).
+//! - At most one of `poll`, `receive` and `receive_once` per socket is armed, and at most one
+//!   `send` is under way (the caller's duty; checked by the simulator).
 //! - After `close(socket)` no completion for that socket's requests is *promised* to be absent:
 //!   late ones arrive and are recognised by the generation in their token.
 
@@ -37,9 +37,9 @@ pub enum Socket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     pub token: Token,
-    /// Not negative: what the request yields (`accept`: see [`Ring::accepted`]; `receive`: bytes, 0 at the
-    /// end of the stream; `send`: bytes, always all of them; `connect`, `watch`: any). Negative:
-    /// `-errno`.
+    /// Not negative: what the request yields (`accept`: see [`Ring::accepted`]; `receive`: bytes, 0
+    /// at the end of the stream; `send`: bytes, always all of them; `connect`, `watch`, `poll`:
+    /// any). Negative: `-errno`.
     pub result: i32,
     /// The request stays armed and will complete again.
     pub more: bool,
@@ -104,8 +104,8 @@ pub trait Ring {
 
     /// Closes the socket. With `reset`, unread and unsent data is thrown away and the peer sees
     /// RST. A send under way ends, and completes. Receives and polls (accepts, for a listener) are
-    /// the caller's to cancel before this, in the same turn or an earlier one: while one is armed, the
-    /// kernel keeps the connection open, and the simulator panics.
+    /// the caller's to cancel before this, in the same turn or an earlier one: while one is armed,
+    /// the kernel keeps the connection open, and the simulator panics.
     fn close(&mut self, socket: Socket, reset: bool);
 
     /// Submits what was asked for, waits at most `wait_us` microseconds for a completion (0: does
