@@ -44,9 +44,7 @@ fn a_refused_one_does_not_keep_out_others_by_staying() {
     // Refused, and silent from then on.
     stage.accept(2);
     assert!(stage.sent_text().starts_with("HTTP/1.1 503 "));
-    let first = stage.ring().receives[&Socket::Direct(0)];
-    stage.ring().complete(first, 0, false, None);
-    stage.settle();
+    stage.end_of_stream(0);
     stage.open(3);
     stage.pass_ms(CLOSE_MS + 200);
     assert_eq!(stage.shard.connection_count(), 2);
