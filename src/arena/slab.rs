@@ -18,6 +18,8 @@ pub struct Slab<T> {
     values: slab::Slab<T>,
     /// Outlives the values, which is why it is beside them. Zero pages until a slot is first freed.
     generations: Vec<u32>,
+    /// Slots that were ever in use: those from the lowest up to this one.
+    touched_count: usize,
     stale_count: Cell<u64>,
 }
 
@@ -29,6 +31,7 @@ impl<T> Slab<T> {
         Slab {
             values: slab::Slab::with_capacity(capacity),
             generations: vec![0; capacity],
+            touched_count: 0,
             stale_count: Cell::new(0),
         }
     }
@@ -47,6 +50,7 @@ impl<T> Slab<T> {
         let slot = vacant.key();
         let key = Key { slot: slot as u32, generation: self.generations[slot] };
         vacant.insert(make(key));
+        self.touched_count = self.touched_count.max(slot + 1);
         Some(key)
     }
 
@@ -119,6 +123,11 @@ impl<T> Slab<T> {
 
     pub fn capacity(&self) -> usize {
         self.generations.len()
+    }
+
+    /// Slots that were ever in use, from the lowest: so many have memory.
+    pub fn touched_count(&self) -> usize {
+        self.touched_count
     }
 
     /// How often a key was used whose value was gone.

@@ -19,6 +19,7 @@ use super::up::UpOptions;
 use crate::admin::AdminOptions;
 use crate::edge::admission::AdmissionOptions;
 use crate::edge::echo::EchoOptions;
+use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
@@ -29,6 +30,8 @@ use crate::store::repair::RepairOptions;
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
 /// What a provider gives one household, or less.
 const IPV6_PREFIX_DEFAULT: u8 = 64;
+/// The rest is for the kernel, and for what runs beside.
+const MEMORY_BUDGET_DEFAULT: &str = "75%";
 /// Any free port, for nobody but this machine.
 const ANY_LOOPBACK: Endpoint = Endpoint(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 /// A secret that is shorter can be guessed.
@@ -170,6 +173,10 @@ pub struct EdgeSettings {
     /// IPv6 addresses that share so many first bits are one. Default: 64
     #[arg(long, env = "ALDIS_EDGE_IPV6_PREFIX", value_name = "BITS")]
     ipv6_prefix: Option<u8>,
+    /// Memory that this may use, with that of the kernel for its sockets: bytes (512M, 4G), or a
+    /// share of what there is (75%). Clients are refused before it is used up. Default: 75%
+    #[arg(long, env = "ALDIS_EDGE_MEMORY_BUDGET", value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -375,6 +382,7 @@ impl EdgeSettings {
             handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
             connections_per_address: self.connections_per_address.or(file.connections_per_address),
             ipv6_prefix: self.ipv6_prefix.or(file.ipv6_prefix),
+            memory_budget: self.memory_budget.or(file.memory_budget),
             print_config: self.print_config,
         }
     }
@@ -395,6 +403,7 @@ impl EdgeSettings {
             handshakes_per_second: self.handshakes_per_second.or(Some(0)),
             connections_per_address: self.connections_per_address.or(Some(0)),
             ipv6_prefix: self.ipv6_prefix.or(Some(IPV6_PREFIX_DEFAULT)),
+            memory_budget: self.memory_budget.or_else(|| Some(MEMORY_BUDGET_DEFAULT.to_owned())),
             ..self
         }
     }
@@ -444,6 +453,7 @@ impl EdgeSettings {
             deflate: needed(self.deflate, "edge", "deflate")?,
             connections: needed(self.connections, "edge", "connections")? as usize,
             admission,
+            memory_budget: check_budget(&needed(self.memory_budget, "edge", "memory-budget")?)?,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
     }
@@ -593,6 +603,10 @@ fn check_prefix(bits: u8) -> Result<u8, Usage> {
         return Ok(bits);
     }
     Err(Usage(format!("--ipv6-prefix {bits}: it must be 1 to 128; the default is 64")))
+}
+
+fn check_budget(text: &str) -> Result<MemoryBudget, Usage> {
+    text.parse().map_err(|error| Usage(format!("--memory-budget {error}")))
 }
 
 fn kernel_descriptors() -> String {

@@ -50,16 +50,19 @@ pub enum Reason {
     Rate,
     /// Too many connections of this address.
     Address,
+    /// The memory budget is nearly used up.
+    Memory,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 3] = [Reason::Full, Reason::Rate, Reason::Address];
+    pub const ALL: [Reason; 4] = [Reason::Full, Reason::Rate, Reason::Address, Reason::Memory];
 
     pub fn name(self) -> &'static str {
         match self {
             Reason::Full => "full",
             Reason::Rate => "rate",
             Reason::Address => "address",
+            Reason::Memory => "memory",
         }
     }
 }
@@ -126,6 +129,11 @@ impl Admission {
     /// The refusal of one for whom there is no slot.
     pub fn full(&mut self) -> Refused {
         self.spread(Reason::Full)
+    }
+
+    /// The refusal of one for whom there is no memory.
+    pub fn no_memory(&mut self) -> Refused {
+        self.spread(Reason::Memory)
     }
 
     /// The connection of this slot is no more, whether it was let in or not.

@@ -43,8 +43,19 @@ pub enum End {
     Slow,
     /// The socket ended or failed without a close frame.
     Lost,
+    /// The memory budget is used up, and the client made it hold more.
+    Memory,
     /// The shard stops.
     Stopping,
+}
+
+/// Memory of an application, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// For its connections.
+    pub sessions: usize,
+    /// For what they asked.
+    pub operations: usize,
 }
 
 /// The logic of one shard. Everything is called on the shard's thread; nothing may block.
@@ -90,6 +101,11 @@ pub trait Application<R: Ring> {
     /// application that has more to say does so, and closes in its own time.
     fn stopping(&mut self, _now: Now, connections: &mut Connections) {
         connections.close_all(1001, "going away");
+    }
+
+    /// What it holds now. Once a turn.
+    fn held(&self) -> Held {
+        Held::default()
     }
 
     /// When the application wants a turn at the latest, in monotonic microseconds.

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::application::{Application, ConnectionId, Decision, End, Message};
+use super::application::{Application, ConnectionId, Decision, End, Held, Message};
 use super::connections::{Connections, SendError};
 use super::identity::Admitted;
+use super::ledger::Pressure;
 use super::router::{self, Clients, Router, Surroundings};
 use super::site::{Answer, Site};
 use super::ticket::Tickets;
@@ -208,6 +209,10 @@ impl<R: Ring> Application<R> for Chat {
         connections.close_all(1001, "drain");
     }
 
+    fn held(&self) -> Held {
+        self.router.held()
+    }
+
     fn next_deadline_us(&self) -> Option<u64> {
         Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
     }
@@ -236,5 +241,13 @@ impl Clients for Connections {
 
     fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str) {
         self.cut(id, code, reason, End::Slow);
+    }
+
+    fn pressure(&self) -> Pressure {
+        self.ledger().pressure()
+    }
+
+    fn memory_left(&self) -> usize {
+        self.ledger().free()
     }
 }

@@ -71,6 +71,13 @@ pub struct ArrivingRequest {
     pub size_needed: Option<usize>,
 }
 
+impl ArrivingRequest {
+    /// All memory held.
+    pub fn held_size(&self) -> usize {
+        size_of::<ArrivingRequest>() + self.bytes.capacity()
+    }
+}
+
 /// A slot, its bookkeeping in the slab (8 bytes and a generation) and its entry on the wheel (16
 /// bytes): an idle connection is to cost at most 128 bytes.
 const _: () = assert!(size_of::<Connection>() + 8 + 4 + 16 <= 128);
@@ -125,6 +132,10 @@ pub struct Outbound {
     control: Vec<u8>,
     /// Bytes under way.
     pub sending: usize,
+    /// What they lie in, which the ring has.
+    pub sending_capacity: usize,
+    /// What the ledger knows of this queue.
+    pub counted: usize,
     /// When the send under way was begun. In monotonic milliseconds.
     pub sending_since_ms: u64,
 }
@@ -140,9 +151,22 @@ impl Outbound {
         self.control.len() + self.queue.len() - self.taken
     }
 
-    /// Memory held beside the struct itself.
+    /// Memory held beside the struct itself, without what the ring has.
     pub fn capacity(&self) -> usize {
         self.queue.capacity() + self.control.capacity()
+    }
+
+    /// All memory held.
+    pub fn held_size(&self) -> usize {
+        size_of::<Outbound>() + self.capacity() + self.sending_capacity
+    }
+
+    /// Gives back what is held beyond what waits.
+    pub fn shrink(&mut self) {
+        self.queue.drain(..self.taken);
+        self.taken = 0;
+        self.queue.shrink_to_fit();
+        self.control.shrink_to_fit();
     }
 
     /// Queues a data frame.

@@ -11,6 +11,8 @@ use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
 use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Pace, Phase};
+use super::holdings::{count_queue, reused};
+use super::ledger::{Class, Grades, Ledger, SocketCost};
 use super::tiers::Tiers;
 
 /// Sizes and times of one shard.
@@ -33,6 +35,9 @@ pub struct ShardOptions {
     pub admission: AdmissionOptions,
     /// What idle and busy connections wait with.
     pub tiers: Tiers,
+    /// The memory budget of all shards together.
+    pub grades: Grades,
+    pub socket_cost: SocketCost,
 }
 
 impl Default for ShardOptions {
@@ -47,6 +52,8 @@ impl Default for ShardOptions {
             deflate: false,
             admission: AdmissionOptions::default(),
             tiers: Tiers::default(),
+            grades: Grades::default(),
+            socket_cost: SocketCost::default(),
         }
     }
 }
@@ -97,6 +104,8 @@ pub struct Counters {
     pub silent: u64,
     pub slow: u64,
     pub lost: u64,
+    /// Closed because they made it hold more when the memory budget was used up.
+    pub cut_for_memory: u64,
 }
 
 /// See the module.
@@ -111,21 +120,25 @@ pub struct Connections {
     /// Those that have left the busy tier, whose multishot receive is to end.
     pub(super) calmed: Vec<ConnectionId>,
     pub(super) busy_count: usize,
+    pub(super) ledger: Ledger,
     /// For all connections that agreed to compression; away while frames are looked at.
     pub(super) inflater: Option<Box<Inflater>>,
     deflater: Option<Box<Deflater>>,
-    slots: Slab<Connection>,
+    pub(super) slots: Slab<Connection>,
     admission: Admission,
     open_count: usize,
     refused_count: usize,
-    wheel: Wheel,
+    pub(super) wheel: Wheel,
     due: Vec<ConnectionId>,
     #[expect(
         clippy::vec_box,
         reason = "they move between here and slots, which hold a pointer of them"
     )]
-    queues: Vec<Box<Outbound>>,
-    vectors: Vec<Vec<u8>>,
+    pub(super) queues: Vec<Box<Outbound>>,
+    pub(super) vectors: Vec<Vec<u8>>,
+    /// The slot that is to be shrunk next.
+    pub(super) shrink_slot: u32,
+    pub(super) shrink_after_ms: u64,
 }
 
 impl Connections {
@@ -141,6 +154,7 @@ impl Connections {
             gone: Vec::new(),
             calmed: Vec::new(),
             busy_count: 0,
+            ledger: Ledger::new(options.grades),
             inflater: options.deflate.then(Box::default),
             deflater: options.deflate.then(Box::default),
             slots: Slab::with_capacity(capacity),
@@ -151,6 +165,8 @@ impl Connections {
             due: Vec::new(),
             queues: Vec::new(),
             vectors: Vec::new(),
+            shrink_slot: 0,
+            shrink_after_ms: 0,
         }
     }
 
@@ -252,13 +268,6 @@ impl Connections {
         self.slots.len()
     }
 
-    /// Memory of requests that have arrived in part.
-    #[cfg(test)]
-    pub(super) fn request_size(&self) -> usize {
-        let requests = self.slots.iter().filter_map(|(_, connection)| connection.request.as_ref());
-        requests.map(|request| size_of_val(&**request) + request.bytes.capacity()).sum()
-    }
-
     pub(super) fn ids(&self) -> Vec<ConnectionId> {
         self.slots.iter().map(|(id, _)| id).collect()
     }
@@ -290,6 +299,7 @@ impl Connections {
         })?;
         self.place(id);
         self.arm(id);
+        self.count_places();
         Some(id)
     }
 
@@ -303,6 +313,7 @@ impl Connections {
         let served_count = self.count() - self.refused_count;
         let admitted = match served_count > self.options.connection_count_max {
             true => Err(self.admission.full()),
+            false if self.is_memory_short() => Err(self.admission.no_memory()),
             false => self.admission.admit(self.now, id.slot, peer.map(|peer| peer.ip())),
         };
         match admitted {
@@ -331,7 +342,9 @@ impl Connections {
             self.refused_count -= usize::from(connection.flags.is_refused);
             self.admission.left(id.slot);
             self.busy_count -= usize::from(connection.flags.is_busy);
+            self.uncount(&connection);
             self.recycle_queue(connection.outbound);
+            self.count_places();
         }
     }
 
@@ -355,13 +368,14 @@ impl Connections {
 
     /// Lets `write` queue something, and lists the connection to be flushed.
     pub(super) fn queue(&mut self, id: ConnectionId, write: impl FnOnce(&mut Outbound)) {
-        let Connections { slots, queues, dirty, .. } = self;
+        let Connections { slots, queues, dirty, ledger, .. } = self;
         let connection = slots.get_mut(id).filter(|connection| connection.phase != Phase::Gone);
         let Some(connection) = connection else {
             return;
         };
-        let outbound = connection.outbound.get_or_insert_with(|| queues.pop().unwrap_or_default());
+        let outbound = connection.outbound.get_or_insert_with(|| reused(queues, ledger));
         write(outbound);
+        count_queue(outbound, ledger);
         if !connection.flags.is_dirty {
             connection.flags.is_dirty = true;
             dirty.push(id);
@@ -447,14 +461,16 @@ impl Connections {
         }
     }
 
-    /// Notes that a send was begun with `size` bytes.
-    pub(super) fn sending(&mut self, id: ConnectionId, size: usize) {
+    /// Notes that a send was begun with `data`.
+    pub(super) fn sending(&mut self, id: ConnectionId, data: &Vec<u8>) {
         let now_ms = self.now.monotonic_ms();
         self.counters.sends += 1;
-        let outbound = self.get_mut(id).and_then(|connection| connection.outbound.as_mut());
+        let Connections { slots, ledger, .. } = self;
+        let outbound = slots.get_mut(id).and_then(|connection| connection.outbound.as_mut());
         if let Some(outbound) = outbound {
-            outbound.sending = size;
+            (outbound.sending, outbound.sending_capacity) = (data.len(), data.capacity());
             outbound.sending_since_ms = now_ms;
+            count_queue(outbound, ledger);
         }
         self.arm(id);
     }
@@ -468,7 +484,7 @@ impl Connections {
         let Some(outbound) = &mut connection.outbound else {
             return;
         };
-        outbound.sending = 0;
+        (outbound.sending, outbound.sending_capacity) = (0, 0);
         if outbound.waiting() > 0 {
             return self.queue(id, |_| {});
         }
@@ -504,12 +520,15 @@ impl Connections {
 
     /// An empty vector, of earlier use if possible.
     pub(super) fn spare_vector(&mut self) -> Vec<u8> {
-        self.vectors.pop().unwrap_or_default()
+        let vector = self.vectors.pop().unwrap_or_default();
+        self.ledger.change(Class::Spares, vector.capacity(), 0);
+        vector
     }
 
     pub(super) fn recycle_vector(&mut self, vector: Vec<u8>) {
         let is_useful = vector.capacity() > 0 && vector.capacity() <= POOL_VECTOR_SIZE_MAX;
-        if is_useful && self.vectors.len() < POOL_COUNT_MAX {
+        if is_useful && self.vectors.len() < POOL_COUNT_MAX && self.keeps_spares() {
+            self.ledger.change(Class::Spares, 0, vector.capacity());
             self.vectors.push(vector);
         }
     }
@@ -518,9 +537,13 @@ impl Connections {
         let Some(mut outbound) = outbound else {
             return;
         };
-        if outbound.capacity() <= POOL_VECTOR_SIZE_MAX && self.queues.len() < POOL_COUNT_MAX {
+        self.ledger.change(Class::Queues, outbound.counted, 0);
+        outbound.counted = 0;
+        let is_useful = outbound.capacity() <= POOL_VECTOR_SIZE_MAX;
+        if is_useful && self.queues.len() < POOL_COUNT_MAX && self.keeps_spares() {
             outbound.drop_waiting();
-            outbound.sending = 0;
+            (outbound.sending, outbound.sending_capacity) = (0, 0);
+            self.ledger.change(Class::Spares, 0, outbound.held_size());
             self.queues.push(outbound);
         }
     }
@@ -544,6 +567,7 @@ impl Connections {
             End::Silent => self.counters.silent += 1,
             End::Slow => self.counters.slow += 1,
             End::Lost => self.counters.lost += 1,
+            End::Memory => self.counters.cut_for_memory += 1,
             End::Client | End::Application | End::Stopping => {}
         }
     }
@@ -603,7 +627,7 @@ impl Connections {
 
 fn response_to(refused: Refused) -> Vec<u8> {
     let (status, code, message) = match refused.reason {
-        Reason::Full => (503, "full", "this server is full"),
+        Reason::Full | Reason::Memory => (503, "full", "this server is full"),
         Reason::Rate => (429, "rate_limited", "too many connect just now"),
         Reason::Address => (429, "rate_limited", "too many connections of this address"),
     };

@@ -3,6 +3,8 @@
 use super::admission::Reason;
 use super::chat::Chat;
 use super::identity::Doubt;
+use super::ledger::Class;
+use super::ledger::watch::{CLASS_HELP, CLASS_METRIC};
 use super::shard::Shard;
 use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 use crate::ring::Ring;
@@ -15,11 +17,13 @@ pub struct Metrics {
     /// Clients not let in, in the order of [`Reason::ALL`].
     refused: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
+    /// In the order of [`Class::ALL`].
+    memory: Vec<Gauge>,
     send: PublishedLatency,
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 26] = [
+const COUNTERS: [(&str, &str); 27] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
@@ -41,6 +45,7 @@ const COUNTERS: [(&str, &str); 26] = [
     ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
     ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
     ("aldis_slow_total", "Connections cut with 4003: no progress"),
+    ("aldis_memory_cut_total", "Connections closed because the memory budget was used up"),
     ("aldis_tokens_total", "Connect requests with a valid token"),
     ("aldis_tickets_total", "Connect requests with a valid ticket"),
     ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
@@ -66,11 +71,21 @@ impl Metrics {
         let refused = Reason::ALL.map(refused).into();
         let help = "From a client's send at the edge until its sent is queued";
         let send = PublishedLatency::new(registry, "aldis_edge_send_seconds", help);
-        Metrics { counters: counters.into(), doubts, refused, connections: (connections, 0), send }
+        let class = |class: Class| {
+            registry.gauge_with(CLASS_METRIC, CLASS_HELP, &[("class", class.name())])
+        };
+        Metrics {
+            counters: counters.into(),
+            doubts,
+            refused,
+            connections: (connections, 0),
+            memory: Class::ALL.map(class).into(),
+            send,
+        }
     }
 
     /// Adds what happened since the last time. Once a turn.
-    pub fn publish<R: Ring>(&mut self, shard: &Shard<R, Chat>) {
+    pub fn publish<R: Ring>(&mut self, shard: &mut Shard<R, Chat>) {
         let doubts = shard.application().site().door.counters.doubts;
         publish(&mut self.counters, values(shard));
         publish(&mut self.doubts, doubts);
@@ -80,6 +95,9 @@ impl Metrics {
         gauge.add(connections.saturating_sub(*published) as _);
         gauge.sub(published.saturating_sub(connections) as _);
         *published = connections;
+        for (gauge, class) in self.memory.iter().zip(Class::ALL) {
+            gauge.set(shard.ledger().size(class) as u64);
+        }
         let chat = shard.application();
         self.send.publish(chat.router().send_latency(), chat.now_us());
     }
@@ -94,7 +112,7 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 26] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
@@ -120,6 +138,7 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 26] {
         sockets.violations,
         sockets.silent,
         sockets.slow + chat.cut_slow,
+        sockets.cut_for_memory,
         door.tokens,
         door.tickets,
         chat.cut_expired,

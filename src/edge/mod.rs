@@ -4,6 +4,7 @@
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.
 //! - [`admission`]: who is let in.
+//! - [`ledger`]: what memory is held for, and what is done when it becomes scarce.
 //! - [`application`]: what a shard hosts; [`echo`] is the smallest one, [`chat`] the messenger.
 //! - [`router`]: the chat's logic between connections and the sequencer.
 
@@ -15,7 +16,9 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod echo;
+mod holdings;
 pub mod identity;
+pub mod ledger;
 mod metrics;
 pub mod options;
 pub mod process;

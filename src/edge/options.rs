@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::admission::AdmissionOptions;
 use super::identity::jwks::Place;
 use super::identity::keys::KeySet;
+use super::ledger::MemoryBudget;
 use super::tiers::Tiers;
 use crate::admin::AdminOptions;
 use crate::ring::kernel::Descriptors;
@@ -44,6 +45,8 @@ pub struct EdgeOptions {
     /// Connections of all shards together; 0: as many as the host allows.
     pub connections: usize,
     pub admission: AdmissionOptions,
+    /// Memory of the process and of the kernel for it.
+    pub memory_budget: MemoryBudget,
     pub admin: AdminOptions,
 }
 

@@ -11,6 +11,8 @@ use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
 use super::identity::{Door, Identities, KeySource, Tokens, jwks};
+use super::ledger::account::{Account, Holder};
+use super::ledger::{Class, Grades, machine, watch};
 use super::metrics::Metrics;
 use super::options::{Auth, EdgeOptions, Keys};
 use super::router;
@@ -39,10 +41,13 @@ const _: () = assert!(router::SLOW_SIZE + SERVER_FRAME_SIZE_MAX < QUEUE_SIZE_MAX
 struct Told {
     metrics: Metrics,
     part: Part,
+    holder: Holder,
 }
 
 impl Told {
-    fn publish(&mut self, shard: &Shard<KernelRing, Chat>) {
+    fn publish(&mut self, shard: &mut Shard<KernelRing, Chat>) {
+        let (now_us, connections) = (shard.application().now_us(), shard.connection_count());
+        self.holder.exchange(now_us, connections, shard.ledger());
         self.metrics.publish(shard);
         self.part.set(shard.application().unready());
     }
@@ -62,6 +67,7 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
     let (connections, limit) = (capacity.connections(), capacity.limit());
     let descriptors = options.descriptors.name();
     tracing::info!(connections, limit, descriptors, "edge can hold");
+    let account = open_account(&options, &registry)?;
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
@@ -69,6 +75,7 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
         let (health, links) = (health.clone(), Arc::clone(&links));
         let part = health.part(format!("shard {index}"));
         let identities = identities.clone();
+        let account = Arc::clone(&account);
         let work = move || {
             let all = options.shards;
             let linked = move || {
@@ -77,7 +84,7 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
                     tracing::info!("edge serves");
                 }
             };
-            let told = Told { metrics, part };
+            let told = Told { metrics, part, holder: Holder::new(account, index) };
             run_shard(index, &listener, &options, identities, &stop, told, linked)
         };
         shards.push(thread::Builder::new().name(format!("shard-{index}")).spawn(work)?);
@@ -90,6 +97,16 @@ pub fn run(options: EdgeOptions) -> anyhow::Result<()> {
     }
     tracing::info!("edge ends");
     Ok(())
+}
+
+/// The shards' common account, under the budget of the options.
+fn open_account(options: &EdgeOptions, registry: &Registry) -> anyhow::Result<Arc<Account>> {
+    let memory = machine::available();
+    let budget = options.memory_budget.bytes(memory);
+    let account = Arc::new(Account::new(Grades::new(budget), options.shards));
+    tracing::info!(budget, memory, "edge may use memory");
+    watch::start(Arc::clone(&account), registry).context("starting the ledger's thread")?;
+    Ok(account)
 }
 
 fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
@@ -111,7 +128,8 @@ fn run_shard(
 ) -> anyhow::Result<()> {
     let descriptors = options.descriptors;
     let sockets = Capacity::of_this_process(descriptors, options.shards).sockets_per_shard;
-    let ring = KernelRing::new(RingOptions { sockets, descriptors, ..RingOptions::default() })?;
+    let ring_options = RingOptions { sockets, descriptors, ..RingOptions::default() };
+    let ring = KernelRing::new(ring_options)?;
     let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
     let shard_options = ShardOptions {
         connection_count_max: match options.connections {
@@ -125,6 +143,8 @@ fn run_shard(
         heartbeat_ms: u64::from(options.heartbeat_ms),
         deflate: options.deflate,
         tiers: options.tiers,
+        grades: told.holder.grades(),
+        socket_cost: machine::socket_cost(options.listen.is_ipv6()),
         ..ShardOptions::default()
     };
     let chat = Chat::new(ChatOptions {
@@ -137,6 +157,7 @@ fn run_shard(
         site: site(options, identities)?,
     });
     let mut shard = Shard::new(ring, chat, shard_options, Now::read());
+    shard.ledger().set(Class::Buffers, ring_options.buffers_size());
     shard.add_listener(listener.socket());
     let mut linked = Some(linked);
     while !stop.is_raised() {
@@ -146,7 +167,7 @@ fn run_shard(
         {
             linked();
         }
-        told.publish(&shard);
+        told.publish(&mut shard);
     }
     drain(&mut shard, &mut told);
     Ok(())

@@ -7,13 +7,15 @@
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
-//! what is counted, `deadlines` when a client's proof of who it is ends.
+//! what is counted, `deadlines` when a client's proof of who it is ends,
+//! `pressed` what is different when memory is scarce.
 
 mod answers;
 mod connection;
 mod counters;
 mod deadlines;
 mod operations;
+mod pressed;
 mod pushes;
 mod requests;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod tests;
 use crate::admin::Latency;
 use crate::clock::Now;
 use crate::edge::identity::Admitted;
+use crate::edge::ledger::Pressure;
 use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
 use crate::link::{LinkEvent, Outlet, PeerId};
@@ -70,6 +73,14 @@ pub trait Clients {
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str);
     /// Closes it without what is queued: it takes nothing.
     fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str);
+    /// What is to be done for lack of memory.
+    fn pressure(&self) -> Pressure {
+        Pressure::None
+    }
+    /// Bytes that are left of the memory budget.
+    fn memory_left(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// What the router is given with every event.
@@ -100,6 +111,8 @@ pub struct Router {
     /// By slot.
     connections: Vec<Option<Connection>>,
     requests: Requests,
+    /// Of all connections that wait for their `welcome`.
+    parked_size: usize,
     /// The highest epoch that a sequencer has named.
     epoch: u64,
     /// The sequencer at the other end has been superseded.
@@ -120,6 +133,7 @@ impl Router {
             requests: Requests::new(options.sequencer),
             options,
             connections: Vec::new(),
+            parked_size: 0,
             epoch: 0,
             refuses_sequencer: false,
             counters: Counters::default(),
@@ -213,7 +227,12 @@ impl Router {
         }
         let decoded = kind.decode(frame);
         if let Phase::Opening(parked) = &mut connection.phase {
+            if around.clients.memory_left() == 0 {
+                return self.cut(id, Goodbye::Overload, Some(RETRY_MS), around);
+            }
+            let size_before = parked.size();
             let parking = parked.park(decoded, |request| overload(request, PARKED_COUNT_MAX));
+            self.parked_size += parked.size() - size_before;
             self.counters.frames_in += 1;
             match parking {
                 Parking::Parked => {}
@@ -241,6 +260,7 @@ impl Router {
             return;
         };
         self.counters.connections -= 1;
+        self.unpark(&connection.phase);
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
             let Connection { user, device, .. } = connection;
@@ -357,7 +377,7 @@ impl Router {
         };
         self.counters.frames_out += 1;
         let taken = around.clients.send(id, subprotocol, frame);
-        if !taken || around.clients.queued(id) > SLOW_SIZE {
+        if !taken || around.clients.queued(id) > pressed::slow_size(around.clients) {
             self.counters.cut_slow += 1;
             let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());
             around.clients.cut_slow(id, code, reason);

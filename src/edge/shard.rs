@@ -12,6 +12,7 @@ use super::admission::Reason;
 use super::application::{Application, ConnectionId};
 use super::connection::{Armed, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
+use super::ledger::{Class, Ledger};
 use super::receive;
 
 /// A turn waits at most this long, so that a stop flag is seen.
@@ -88,6 +89,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.end_streams();
         self.rearm_starved();
         self.rearm_listeners();
+        self.balance();
     }
 
     /// Turns until `stop` is set, lets the application say goodbye, and waits until everybody has
@@ -132,6 +134,18 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Slots in use: open, becoming so, or closing.
     pub fn connection_count(&self) -> usize {
         self.connections.count()
+    }
+
+    /// What the shard holds; whoever knows what others do tells it.
+    pub fn ledger(&mut self) -> &mut Ledger {
+        &mut self.connections.ledger
+    }
+
+    fn balance(&mut self) {
+        let held = self.application.held();
+        self.connections.ledger.set(Class::Sessions, held.sessions);
+        self.connections.ledger.set(Class::Operations, held.operations);
+        self.connections.relieve();
     }
 
     fn stop_accepting(&mut self) {
@@ -297,7 +311,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             return self.connections.recycle_vector(spare);
         };
         let data = outbound.take_next(spare);
-        self.connections.sending(id, data.len());
+        self.connections.sending(id, &data);
         let token = Token::new(Kind::Send, id.slot, id.generation);
         self.ring.send(socket, data, token);
     }

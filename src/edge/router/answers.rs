@@ -157,6 +157,7 @@ impl Router {
             };
             let manual = connection.manual;
             let phase = std::mem::replace(&mut connection.phase, Phase::Open(session));
+            router.unpark(&phase);
             router.welcome(id, session, around);
             let confirm = ToSequencer::Confirm { address, session, user, device, manual };
             router.requests.tell(confirm, around.outlet);

@@ -112,6 +112,11 @@ pub(super) enum Parking {
 }
 
 impl Parked {
+    /// Bytes of all of them, by [`cost`].
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// `overload` is what a frame past the bound turns into.
     pub fn park(
         &mut self,

@@ -2,7 +2,8 @@
 //!
 //! Every push names its connection, life and session; one that names another reaches nobody.
 
-use super::{BEHIND_SIZE, ConnectionId, ROOM_SIZE, Router, Surroundings};
+use super::pressed::behind_size;
+use super::{ConnectionId, ROOM_SIZE, Router, Surroundings};
 use crate::link::message::{PushTarget, ToSequencer};
 use crate::link::record::{ConversationName, Message};
 use crate::protocol::Subprotocol;
@@ -126,7 +127,7 @@ impl Router {
         if connection.behind.is_some() {
             return true;
         }
-        if around.clients.queued(id) <= BEHIND_SIZE {
+        if around.clients.queued(id) <= behind_size(around.clients) {
             return false;
         }
         connection.behind = Some(stream);

@@ -59,6 +59,11 @@ impl Requests {
         self.size
     }
 
+    /// How many there are, those for a session included.
+    pub fn count(&self) -> usize {
+        self.unanswered.len()
+    }
+
     /// When the oldest of them was asked.
     pub fn oldest_asked_at_us(&self) -> Option<u64> {
         self.unanswered.first_key_value().map(|(_, request)| request.asked_at_us)

@@ -235,6 +235,7 @@ impl Stage {
         loop {
             let now = self.now;
             self.shard.turn(&mut || now);
+            self.shard.connections.check_ledger();
             if self.ring().pending.is_empty() {
                 break;
             }

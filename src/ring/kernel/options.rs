@@ -76,6 +76,11 @@ impl Default for RingOptions {
 }
 
 impl RingOptions {
+    /// Bytes of all receive buffers.
+    pub fn buffers_size(&self) -> usize {
+        self.buffer_count as usize * self.buffer_size as usize
+    }
+
     pub(super) fn check(&self) -> Result<(), RingFault> {
         let rules = [
             (

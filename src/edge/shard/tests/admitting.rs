@@ -75,7 +75,7 @@ fn over_the_rate_the_answer_is_429_and_the_time_to_come_again() {
     stage.open(9);
     stage.accept(10);
     assert!(stage.sent_text().starts_with("HTTP/1.1 429 "));
-    assert_eq!(stage.shard.counters().refused, [0, 7, 0]);
+    assert_eq!(stage.shard.counters().refused, [0, 7, 0, 0]);
     assert_eq!(stage.shard.counters().accepted, 4);
 }
 
@@ -173,7 +173,7 @@ fn an_address_has_its_connections_and_no_more_and_others_theirs() {
         for other in &mut others {
             assert!(world.ask(other).contains(" 101 "), "seed {seed}");
         }
-        assert_eq!(world.shard.counters().refused, [0, 0, 37]);
+        assert_eq!(world.shard.counters().refused, [0, 0, 37, 0]);
         // Those who leave make room for as many.
         let is_in = |index: &usize| answers[*index].contains(" 101 ");
         let leaver = (0..40).find(is_in).expect("three are in");
@@ -208,7 +208,7 @@ fn slow_requests_cost_little_and_harm_nobody() {
         let mut other = world.dial(from);
         assert!(world.ask(&mut other).contains(" 101 "), "second {second}");
         drop(other);
-        let held: usize = world.shard.connections.request_size();
+        let held: usize = world.shard.ledger().size(Class::Requests);
         assert!(held <= SLOW_COUNT * 64, "{held} bytes for them");
     }
     assert!(world.network.now_us() - started_us > HANDSHAKE_MS * 1_000);
