@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::application::{Application, ConnectionId, Decision, End, Held, Message};
 use super::connections::{Connections, SendError};
 use super::identity::Admitted;
-use super::ledger::Pressure;
+use super::ledger::{Class, Pressure};
 use super::router::{self, Clients, Router, Surroundings};
 use super::site::{Answer, Site};
 use super::ticket::Tickets;
@@ -249,5 +249,9 @@ impl Clients for Connections {
 
     fn memory_left(&self) -> usize {
         self.ledger().free()
+    }
+
+    fn may_queue(&self) -> bool {
+        self.ledger().has_room(Class::Queues)
     }
 }

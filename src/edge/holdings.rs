@@ -12,6 +12,8 @@ const SHRINK_COUNT: u32 = 512;
 const SHRINK_PAUSE_MS: u64 = 1_000;
 /// What the slab and the generations add to a slot.
 const SLOT_SIZE: usize = size_of::<Connection>() + 8 + 4;
+/// When all memory is used up, who takes nothing is waited for no longer than this.
+const PROGRESS_PRESSED_MS: u64 = 2_000;
 /// 1013: try again later.
 const OVERLOAD: (u16, &str) = (1013, "overload");
 
@@ -56,7 +58,7 @@ impl Connections {
 
     /// Keeps the part of a request that has arrived, if there is memory left.
     pub(super) fn keep_request(&mut self, id: ConnectionId, request: Box<ArrivingRequest>) {
-        if self.ledger.free() == 0 {
+        if !self.ledger.has_room(Class::Requests) {
             self.counters.cut_for_memory += 1;
             return self.leave(id, true);
         }
@@ -68,7 +70,7 @@ impl Connections {
     }
 
     /// Puts a framer back that held `before` bytes when it was taken. One that holds more when no
-    /// memory is left costs its client the connection: so what is open ends the budget never.
+    /// memory is left costs its client the connection: what is open must not end the budget.
     pub(super) fn put_back(&mut self, id: ConnectionId, framer: Framer, before: usize) {
         let after = framer.held_size();
         let Some(connection) = self.get_mut(id) else {
@@ -76,18 +78,21 @@ impl Connections {
         };
         connection.framer = framer;
         self.ledger.change(Class::Frames, before, after);
-        if after > before && self.ledger.free() == 0 {
+        if after > before && !self.ledger.has_room(Class::Frames) {
             self.cut(id, OVERLOAD.0, OVERLOAD.1, End::Memory);
         }
     }
 
     /// Once a turn: frees what nobody needs, when that is asked for.
     pub(super) fn relieve(&mut self) {
-        self.count_places();
-        let now_ms = self.now.monotonic_ms();
-        if self.keeps_spares() {
-            return;
+        if !self.keeps_spares() {
+            self.give_up_spares();
         }
+        self.count_places();
+    }
+
+    fn give_up_spares(&mut self) {
+        let now_ms = self.now.monotonic_ms();
         self.queues = Vec::new();
         self.vectors = Vec::new();
         self.ledger.set(Class::Spares, 0);
@@ -98,6 +103,7 @@ impl Connections {
         for slot in self.shrink_slot..end {
             if let Some(id) = self.slots.key_of(slot) {
                 self.shrink(id);
+                self.cut_stuck(id);
             }
         }
         self.shrink_slot = end;
@@ -123,6 +129,17 @@ impl Connections {
             let before = request.held_size();
             request.bytes.shrink_to_fit();
             ledger.change(Class::Requests, before, request.held_size());
+        }
+    }
+
+    /// Cuts who holds memory and takes nothing, when all is used up.
+    fn cut_stuck(&mut self, id: ConnectionId) {
+        let latest_ms = self.now.monotonic_ms().saturating_sub(PROGRESS_PRESSED_MS);
+        let outbound = self.get(id).and_then(|connection| connection.outbound.as_ref());
+        let is_stuck =
+            outbound.is_some_and(|queue| queue.sending > 0 && queue.sending_since_ms <= latest_ms);
+        if is_stuck && self.ledger.free() == 0 {
+            self.cut(id, 4003, "slow", End::Slow);
         }
     }
 

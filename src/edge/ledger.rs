@@ -116,6 +116,11 @@ const BEGIN_PERCENT: [u64; 4] = [60, 70, 80, 90];
 /// It ends so many percent lower, so that what it frees does not end it at once.
 const HYSTERESIS_PERCENT: u64 = 5;
 
+/// What a shard may hold of one class, whatever else is held.
+const FLOOR_SIZE: u64 = 1 << 20;
+/// That is at most this part of the budget.
+const FLOOR_DIVISOR: u64 = 64;
+
 /// The budget in bytes and where the grades begin and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grades {
@@ -210,6 +215,13 @@ impl Ledger {
     /// The grade at this moment.
     pub fn pressure(&self) -> Pressure {
         self.heard.max(self.grades.at(self.used()))
+    }
+
+    /// Whether this class may grow: there is memory left, or it is so small that what goes on may
+    /// go on.
+    pub fn has_room(&self, class: Class) -> bool {
+        self.free() > 0
+            || self.size(class) as u64 <= FLOOR_SIZE.min(self.grades.budget / FLOOR_DIVISOR)
     }
 
     /// What is left of the budget.

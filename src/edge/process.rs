@@ -26,6 +26,9 @@ use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
 use crate::sys::{StopFlag, patiently, random_u64};
 
 const LISTEN_BACKLOG: u32 = 4096;
+/// Bytes that wait in a socket of a client who takes nothing, about. More of them would be memory of
+/// the kernel that nobody can give up.
+const UNSENT_SIZE: u32 = 16 * 1024;
 /// Bytes queued for one connection at most; the router cuts it well before.
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
 /// Of a plain request. None that is served has a body worth mention, and slow ones are to be cheap.
@@ -111,8 +114,10 @@ fn open_account(options: &EdgeOptions, registry: &Registry) -> anyhow::Result<Ar
 
 fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
     let open = |_| {
-        patiently(|| listen(options.listen, LISTEN_BACKLOG, true))
-            .with_context(|| format!("listening for clients on {}", options.listen))
+        let listener = patiently(|| listen(options.listen, LISTEN_BACKLOG, true))
+            .with_context(|| format!("listening for clients on {}", options.listen))?;
+        listener.limit_unsent(UNSENT_SIZE).context("bounding what waits in the kernel")?;
+        Ok(listener)
     };
     (0..options.shards).map(open).collect()
 }

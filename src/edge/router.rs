@@ -35,6 +35,7 @@ use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, P
 pub use counters::Counters;
 use deadlines::Deadlines;
 use operations::overload;
+use pressed::Rooms;
 use requests::{Requests, Unanswered};
 
 /// Bytes of all operations of a shard that may be unanswered at a time.
@@ -81,6 +82,10 @@ pub trait Clients {
     fn memory_left(&self) -> usize {
         usize::MAX
     }
+    /// Whether more than a little may be queued.
+    fn may_queue(&self) -> bool {
+        true
+    }
 }
 
 /// What the router is given with every event.
@@ -113,6 +118,7 @@ pub struct Router {
     requests: Requests,
     /// Of all connections that wait for their `welcome`.
     parked_size: usize,
+    rooms: Rooms,
     /// The highest epoch that a sequencer has named.
     epoch: u64,
     /// The sequencer at the other end has been superseded.
@@ -134,6 +140,7 @@ impl Router {
             options,
             connections: Vec::new(),
             parked_size: 0,
+            rooms: Rooms::default(),
             epoch: 0,
             refuses_sequencer: false,
             counters: Counters::default(),
@@ -218,6 +225,7 @@ impl Router {
         frame: &[u8],
         around: &mut Surroundings,
     ) {
+        let may_park = self.may_park(around.clients);
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -227,7 +235,7 @@ impl Router {
         }
         let decoded = kind.decode(frame);
         if let Phase::Opening(parked) = &mut connection.phase {
-            if around.clients.memory_left() == 0 {
+            if !may_park {
                 return self.cut(id, Goodbye::Overload, Some(RETRY_MS), around);
             }
             let size_before = parked.size();
@@ -247,7 +255,10 @@ impl Router {
 
     /// Everything queued to the connection has left.
     pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take()) {
+        if !around.clients.may_queue() {
+            self.rooms.hold(id);
+        } else if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take())
+        {
             self.tell_room(id, stream, around);
         }
     }
@@ -292,6 +303,7 @@ impl Router {
     /// Time passed, or the link may take more again. Once per turn of the loop.
     pub fn tick(&mut self, around: &mut Surroundings) {
         self.requests.flush(around.outlet);
+        self.tell_held_rooms(around);
         for (turn, request) in self.requests.expire(around.now, WAIT_MS_MAX) {
             self.counters.expired += 1;
             let message = "the backend did not come back in time";

@@ -27,8 +27,8 @@ fn grades_begin_at_their_shares_of_the_budget_and_end_lower() {
         (700, Pressure::Quiet),
         (650, Pressure::Quiet),
         (640, Pressure::Shrink),
-        (555, Pressure::Shrink),
-        (554, Pressure::None),
+        (550, Pressure::Shrink),
+        (549, Pressure::None),
         (599, Pressure::None),
     ];
     for (used, expected) in steps {

@@ -1,15 +1,25 @@
 //! What the router holds, and its bounds when memory is scarce.
 
+use std::collections::VecDeque;
+
 use super::connection::{Connection, Phase};
 use super::requests::Unanswered;
-use super::{BEHIND_SIZE, Clients, Pressure, ROOM_SIZE, Router, SLOW_SIZE, UNANSWERED_SIZE_MAX};
+use super::{
+    BEHIND_SIZE, Clients, ConnectionId, Pressure, ROOM_SIZE, Router, SLOW_SIZE, Surroundings,
+    UNANSWERED_SIZE_MAX,
+};
 use crate::edge::application::Held;
+use crate::limits::CHUNK_SIZE_MAX;
 
 /// What is left of the memory is for so many that read slowly: each that fills its part leaves less
 /// to those that come after it.
 const SHARE_COUNT: usize = 16;
 /// A queue that takes no more pushes grows to this by answers before its connection is cut.
 const SLOW_SIZE_PRESSED: usize = SLOW_SIZE / 8;
+/// What may be asked at a time, whatever else needs memory.
+const OPERATIONS_SIZE_MIN: usize = 1024 * 1024;
+/// A live push of this size leaves whatever happens, to those who have nothing queued.
+const SMALL_SIZE: usize = 2 * 1024;
 /// The names of user and device, as they usually are.
 const NAMES_SIZE: usize = 2 * 48;
 
@@ -24,6 +34,11 @@ pub(super) fn behind_size(clients: &dyn Clients) -> usize {
     }
 }
 
+/// Whether a live push of this size is queued, to a connection that is not behind by its queue.
+pub(super) fn may_push(size: usize, clients: &dyn Clients) -> bool {
+    size <= SMALL_SIZE || clients.may_queue()
+}
+
 /// Queued bytes beyond which a connection is cut.
 pub(super) fn slow_size(clients: &dyn Clients) -> usize {
     match clients.pressure() >= Pressure::Behind {
@@ -35,12 +50,47 @@ pub(super) fn slow_size(clients: &dyn Clients) -> usize {
 /// Bytes of all operations of a shard that may be unanswered.
 pub(super) fn unanswered_size_max(clients: &dyn Clients) -> usize {
     match clients.pressure() >= Pressure::Behind {
-        true => UNANSWERED_SIZE_MAX.min(clients.memory_left()),
+        true => clients.memory_left().clamp(OPERATIONS_SIZE_MIN, UNANSWERED_SIZE_MAX),
         false => UNANSWERED_SIZE_MAX,
     }
 }
 
+/// Connections that have room for their backlog while there is no memory for it. They get it one
+/// after the other: so those who read come along, and those who do not hold a piece each at most.
+#[derive(Default)]
+pub(super) struct Rooms {
+    held: VecDeque<ConnectionId>,
+    told_at_ms: u64,
+}
+
+impl Rooms {
+    pub fn hold(&mut self, id: ConnectionId) {
+        self.held.push_back(id);
+    }
+}
+
 impl Router {
+    /// Asks for the backlog of those that were held, so many in a millisecond as there is memory.
+    pub(super) fn tell_held_rooms(&mut self, around: &mut Surroundings) {
+        let now_ms = around.now.monotonic_ms();
+        if self.rooms.held.is_empty() || now_ms <= self.rooms.told_at_ms {
+            return;
+        }
+        self.rooms.told_at_ms = now_ms;
+        for _ in 0..=around.clients.memory_left() / (SHARE_COUNT * CHUNK_SIZE_MAX) {
+            let next = self.rooms.held.pop_front_if(|_| around.clients.may_queue());
+            let Some(id) = next else {
+                return;
+            };
+            self.drained(id, around);
+        }
+    }
+
+    /// Whether one more frame may wait for `welcome`.
+    pub(super) fn may_park(&self, clients: &dyn Clients) -> bool {
+        clients.memory_left() > 0 || self.parked_size <= OPERATIONS_SIZE_MIN
+    }
+
     /// A connection leaves this phase.
     pub(super) fn unpark(&mut self, phase: &Phase) {
         if let Phase::Opening(parked) = phase {

@@ -15,6 +15,7 @@ use crate::ring::BufferId;
 mod admitting;
 mod closing;
 mod compressing;
+mod memory;
 mod opening;
 mod sending;
 mod simulated;

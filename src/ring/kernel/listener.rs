@@ -25,6 +25,12 @@ impl Listener {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Of what accepted sockets are given, the kernel takes little more than this beyond what their
+    /// peers' windows take. The rest waits where it is seen. They inherit it.
+    pub fn limit_unsent(&self, size: u32) -> io::Result<()> {
+        socket2::SockRef::from(&self.descriptor).set_tcp_notsent_lowat(size)
+    }
 }
 
 /// Binds and listens. `TCP_NODELAY` is set here because accepted sockets inherit it, and one in a
