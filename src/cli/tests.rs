@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use super::file::ConfigurationFile;
 use super::*;
 use crate::edge::admission::AdmissionOptions;
+use crate::edge::ledger::MemoryBudget;
 
 fn edge_settings(arguments: &[&str]) -> EdgeSettings {
     let mut line = vec!["aldis", "edge"];
@@ -65,6 +66,31 @@ fn compression_is_off_unless_it_is_turned_on() {
         let options = edge_settings(flags).over(file(line)).filled().into_options().unwrap();
         assert_eq!(options.deflate, expected, "{flags:?} {line}");
     }
+}
+
+#[test]
+fn the_memory_budget_is_a_share_unless_it_is_given() {
+    let secret = secret_file();
+    let file = |line: &str| {
+        let text = format!(
+            "[edge]\nlisten = \"127.0.0.1:1\"\nsequencer = \"127.0.0.1:2\"\nauth = \"dev\"\n\
+             secret-file = {:?}\n{line}\n",
+            secret.path()
+        );
+        ConfigurationFile::parse("aldis.toml", &text).unwrap().edge
+    };
+    let (flag, line) = (&["--memory-budget", "4G"][..], "memory-budget = \"50%\"");
+    for (flags, line, expected) in [
+        (&[][..], "", MemoryBudget::Percent(75)),
+        (&[], line, MemoryBudget::Percent(50)),
+        (flag, line, MemoryBudget::Bytes(4 << 30)),
+    ] {
+        let options = edge_settings(flags).over(file(line)).filled().into_options().unwrap();
+        assert_eq!(options.memory_budget, expected, "{flags:?} {line}");
+    }
+    let wrong = edge_settings(&["--memory-budget", "1M"]).over(file("")).filled();
+    let said = wrong.into_options().err().expect("too little").0;
+    assert!(said.contains("--memory-budget") && said.contains("16M"), "{said}");
 }
 
 #[test]
