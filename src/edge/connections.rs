@@ -139,6 +139,8 @@ pub struct Connections {
     /// The slot that is to be shrunk next.
     pub(super) shrink_slot: u32,
     pub(super) shrink_after_ms: u64,
+    /// What those hold who were cut since the slots were last begun with.
+    pub(super) cut_size: u64,
 }
 
 impl Connections {
@@ -167,6 +169,7 @@ impl Connections {
             vectors: Vec::new(),
             shrink_slot: 0,
             shrink_after_ms: 0,
+            cut_size: 0,
         }
     }
 

@@ -109,6 +109,7 @@ impl Connections {
         self.shrink_slot = end;
         if end as usize >= self.slots.touched_count() {
             self.shrink_slot = 0;
+            self.cut_size = 0;
             self.shrink_after_ms = now_ms + SHRINK_PAUSE_MS;
         }
     }
@@ -132,13 +133,15 @@ impl Connections {
         }
     }
 
-    /// Cuts who holds memory and takes nothing, when all is used up.
+    /// Cuts who holds memory and takes nothing, when all is used up: so many as hold the excess.
     fn cut_stuck(&mut self, id: ConnectionId) {
         let latest_ms = self.now.monotonic_ms().saturating_sub(PROGRESS_PRESSED_MS);
         let outbound = self.get(id).and_then(|connection| connection.outbound.as_ref());
-        let is_stuck =
-            outbound.is_some_and(|queue| queue.sending > 0 && queue.sending_since_ms <= latest_ms);
-        if is_stuck && self.ledger.free() == 0 {
+        let stuck =
+            outbound.filter(|queue| queue.sending > 0 && queue.sending_since_ms <= latest_ms);
+        let size = stuck.map_or(0, |queue| queue.held_size() as u64);
+        if size > 0 && self.is_open(id) && self.cut_size < self.ledger.excess() {
+            self.cut_size += size;
             self.cut(id, 4003, "slow", End::Slow);
         }
     }

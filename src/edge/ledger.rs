@@ -230,6 +230,11 @@ impl Ledger {
         usize::try_from(free).unwrap_or(usize::MAX)
     }
 
+    /// What is used beyond the budget.
+    pub fn excess(&self) -> u64 {
+        self.used().saturating_sub(self.grades.budget)
+    }
+
     fn used(&self) -> u64 {
         let own = self.counted + self.sizes[Class::Sockets as usize];
         self.others.saturating_add(own as u64)

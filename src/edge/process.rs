@@ -26,8 +26,8 @@ use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
 use crate::sys::{StopFlag, patiently, random_u64};
 
 const LISTEN_BACKLOG: u32 = 4096;
-/// Bytes that wait in a socket of a client who takes nothing, about. More of them would be memory of
-/// the kernel that nobody can give up.
+/// Bytes that wait in a socket of a client who takes nothing, about. More of them would be memory
+/// of the kernel that nobody can give up.
 const UNSENT_SIZE: u32 = 16 * 1024;
 /// Bytes queued for one connection at most; the router cuts it well before.
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;

@@ -1,4 +1,5 @@
-//! The ledger over a shard: it is what a full count finds, whatever happens, and what its grades do.
+//! The ledger over a shard: it is what a full count finds, whatever happens; and what the grades
+//! do.
 
 use proptest::prelude::*;
 
