@@ -127,6 +127,61 @@ fn show(cluster: &Cluster, pid: u32, when: &str) {
     );
 }
 
+/// Connects them all, and waits until each is synced.
+fn open_readers(cluster: &Cluster) -> Vec<TcpStream> {
+    let mut readers: Vec<TcpStream> = Vec::new();
+    while readers.len() < READERS {
+        let first = readers.len();
+        for index in first..first + BURST {
+            let (user, device) = (format!("user-{}", index % USERS), format!("device-{index}"));
+            readers.push(ask(cluster, &user, &device));
+        }
+        for reader in &mut readers[first..] {
+            let answer = read_until(reader, &["\"t\":\"synced\""]);
+            assert!(answer.contains("\"t\":\"synced\""), "{first}: {answer}");
+        }
+    }
+    readers
+}
+
+/// Two who read, and whoever writes to those who do not.
+struct Others {
+    alice: Client,
+    bob: Client,
+    writer: Client,
+    slowest: Duration,
+    count: usize,
+}
+
+impl Others {
+    fn new(cluster: &Cluster) -> Others {
+        Others {
+            alice: Client::connect(&cluster.url("user=alice&device=phone")),
+            bob: Client::connect_synced(&cluster.url("user=bob&device=phone")).0,
+            writer: Client::connect(&cluster.url("user=writer&device=phone")),
+            slowest: Duration::ZERO,
+            count: 0,
+        }
+    }
+
+    fn write_to_readers(&mut self, round: usize) {
+        let body = "x".repeat(BODY_SIZE);
+        for user in 0..USERS {
+            let (to, id) = (format!("user-{user}"), format!("{round}-{user}"));
+            self.writer.say(json!({"t": "send", "to": to, "id": id, "body": body}));
+            self.writer.expect("sent");
+        }
+    }
+
+    fn round_trip(&mut self) {
+        let asked = Instant::now();
+        self.count += 1;
+        self.alice.send("bob", &format!("id-{}", self.count), "hello");
+        assert_eq!(self.bob.expect("msg")["body"], "hello");
+        self.slowest = self.slowest.max(asked.elapsed());
+    }
+}
+
 #[test]
 fn readers_that_never_read_do_not_exhaust_the_memory() {
     aldis::sys::raise_open_files_limit().expect("raising to the hard limit is allowed");
@@ -137,61 +192,29 @@ fn readers_that_never_read_do_not_exhaust_the_memory() {
     let data = folder.path().join("data");
     let cluster = Cluster::start_with(data, &["--shards", "1"], &environment);
     let pid = cluster.child("edge").expect("it runs");
-    let mut alice = Client::connect(&cluster.url("user=alice&device=phone"));
-    let mut bob = Client::connect_synced(&cluster.url("user=bob&device=phone")).0;
-    let mut writer = Client::connect(&cluster.url("user=writer&device=phone"));
-    let mut readers: Vec<TcpStream> = Vec::new();
-    while readers.len() < READERS {
-        let first = readers.len();
-        for index in first..first + BURST {
-            let (user, device) = (format!("user-{}", index % USERS), format!("device-{index}"));
-            readers.push(ask(&cluster, &user, &device));
-        }
-        for reader in &mut readers[first..] {
-            let answer = read_until(reader, &["\"t\":\"synced\""]);
-            assert!(answer.contains("\"t\":\"synced\""), "{first}: {answer}");
-        }
-    }
+    let mut others = Others::new(&cluster);
+    let readers = open_readers(&cluster);
     show(&cluster, pid, "all readers are there");
 
     let sampler = Sampler::new(pid);
-    let body = "x".repeat(BODY_SIZE);
-    let mut slowest = Duration::ZERO;
-    let mut is_anybody_refused = false;
     for round in 0..ROUNDS {
-        for user in 0..USERS {
-            let id = format!("{round}-{user}");
-            writer.say(json!({"t": "send", "to": format!("user-{user}"), "id": id, "body": body}));
-            writer.expect("sent");
-        }
-        let asked = Instant::now();
-        alice.say(json!({"t": "send", "to": "bob", "id": format!("{round}"), "body": "hello"}));
-        assert_eq!(bob.expect("msg")["body"], "hello");
-        alice.expect("sent");
-        slowest = slowest.max(asked.elapsed());
-        is_anybody_refused |= !is_let_in(&cluster, &format!("late-{round}"));
-        if round % 8 == 7 {
-            show(&cluster, pid, &format!("round {round}"));
-        }
+        others.write_to_readers(round);
+        others.round_trip();
     }
-    assert!(is_anybody_refused && !is_let_in(&cluster, "later"), "nobody is let in");
-    let (pressed, mut round) = (Instant::now(), 0);
+    show(&cluster, pid, "all is said");
+    assert!(!is_let_in(&cluster, "late"), "nobody is let in");
+    let pressed = Instant::now();
     wait_until("the kernel's memory is within the budget too", PATIENCE, || {
-        let asked = Instant::now();
-        alice.send("bob", &format!("rest-{round}"), "hello");
-        assert_eq!(bob.expect("msg")["body"], "hello");
-        slowest = slowest.max(asked.elapsed());
-        round += 1;
+        others.round_trip();
         let used = cluster.metric("edge", "aldis_memory_used_bytes");
         pressed.elapsed() > REST && used.is_some_and(|used| used <= BUDGET as f64)
     });
-    show(&cluster, pid, &format!("after a rest of {:?}", pressed.elapsed()));
-    let connections = cluster.metric("edge", "aldis_connections").expect("it answers");
-    println!("{connections} connections are left");
-    assert!(connections >= READERS as f64 / 4.0, "{connections} are left");
-    let most = sampler.most();
-    println!("at most {} KiB resident, the slowest round trip {slowest:?}", most / 1024);
+    show(&cluster, pid, &format!("{:?} later", pressed.elapsed()));
+    let left = cluster.metric("edge", "aldis_connections").expect("it answers");
+    let (most, slowest) = (sampler.most(), others.slowest);
+    println!("at most {} KiB resident, {left} left, round trips below {slowest:?}", most / 1024);
     assert!(most <= BUDGET, "{most} bytes are more than {BUDGET}");
+    assert!(left >= READERS as f64 / 4.0, "{left} connections are left");
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     let refused = cluster.metric("edge", "aldis_refused_connections_total{reason=\"memory\"}");
     assert!(refused.is_some_and(|count| count >= 1.0), "{refused:?}");
@@ -205,7 +228,5 @@ fn readers_that_never_read_do_not_exhaust_the_memory() {
         cluster.metric("edge", "aldis_memory_pressure").is_some_and(|pressure| pressure == 0.0)
     });
     show(&cluster, pid, "the readers are gone");
-    alice.barrier();
-    bob.barrier();
-    writer.barrier();
+    others.round_trip();
 }

@@ -170,6 +170,9 @@ impl Default for Grades {
 pub struct Ledger {
     sizes: [usize; Class::ALL.len()],
     counted: usize,
+    /// The most that was counted since the process was last measured: what was freed since may be
+    /// with the allocator still.
+    counted_most: usize,
     grades: Grades,
     /// What the shard has no part in: the other shards, socket buffers, what nobody counts.
     others: u64,
@@ -194,6 +197,7 @@ impl Ledger {
         let before = std::mem::replace(&mut self.sizes[class as usize], size);
         if class.is_resident() {
             self.counted = self.counted - before + size;
+            self.counted_most = self.counted_most.max(self.counted);
         }
     }
 
@@ -206,10 +210,16 @@ impl Ledger {
         self.counted
     }
 
-    /// What everybody else uses, and the grade of the process.
+    /// What everybody else uses, and the grade of the process, by a new measurement.
     pub fn hear(&mut self, others: u64, pressure: Pressure) {
         self.others = others;
         self.heard = pressure;
+        self.counted_most = self.counted;
+    }
+
+    /// What everybody else uses, measured no more recently than before.
+    pub fn hear_others(&mut self, others: u64) {
+        self.others = others;
     }
 
     /// The grade at this moment.
@@ -236,7 +246,7 @@ impl Ledger {
     }
 
     fn used(&self) -> u64 {
-        let own = self.counted + self.sizes[Class::Sockets as usize];
+        let own = self.counted_most + self.sizes[Class::Sockets as usize];
         self.others.saturating_add(own as u64)
     }
 }

@@ -18,6 +18,8 @@ pub struct Account {
     unseen: AtomicU64,
     socket_buffers: AtomicU64,
     pressure: AtomicU8,
+    /// How often the process was measured.
+    found_count: AtomicU64,
 }
 
 #[derive(Default)]
@@ -45,6 +47,7 @@ impl Account {
             unseen: AtomicU64::new(0),
             socket_buffers: AtomicU64::new(0),
             pressure: AtomicU8::new(0),
+            found_count: AtomicU64::new(0),
         }
     }
 
@@ -81,6 +84,7 @@ impl Account {
         let (used, before) = (self.used(), self.pressure());
         let after = self.grades.next(before, used);
         self.pressure.store(after as u8, Ordering::Relaxed);
+        self.found_count.fetch_add(1, Ordering::Relaxed);
         (used, before, after)
     }
 }
@@ -90,11 +94,12 @@ pub struct Holder {
     account: Arc<Account>,
     index: usize,
     looked_at_us: u64,
+    found_count: u64,
 }
 
 impl Holder {
     pub fn new(account: Arc<Account>, index: usize) -> Holder {
-        Holder { account, index, looked_at_us: 0 }
+        Holder { account, index, looked_at_us: 0, found_count: 0 }
     }
 
     pub fn grades(&self) -> Grades {
@@ -111,6 +116,11 @@ impl Holder {
         if now_us.saturating_sub(self.looked_at_us) >= LOOK_US {
             self.looked_at_us = now_us;
             let others = self.account.used().saturating_sub(counted + sockets);
+            let found_count = self.account.found_count.load(Ordering::Relaxed);
+            if found_count == self.found_count {
+                return ledger.hear_others(others);
+            }
+            self.found_count = found_count;
             ledger.hear(others, self.account.pressure());
         }
     }

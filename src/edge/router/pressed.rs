@@ -18,6 +18,9 @@ const SHARE_COUNT: usize = 16;
 const SLOW_SIZE_PRESSED: usize = SLOW_SIZE / 8;
 /// What may be asked at a time, whatever else needs memory.
 const OPERATIONS_SIZE_MIN: usize = 1024 * 1024;
+/// With less than this left, there is a pause between pieces of backlog, in which one arrives.
+const ROOMS_LEFT: usize = SHARE_COUNT * CHUNK_SIZE_MAX;
+const ROOMS_PAUSE_MS: u64 = 20;
 /// A live push of this size leaves whatever happens, to those who have nothing queued.
 const SMALL_SIZE: usize = 2 * 1024;
 /// The names of user and device, as they usually are.
@@ -70,14 +73,16 @@ impl Rooms {
 }
 
 impl Router {
-    /// Asks for the backlog of those that were held, so many in a millisecond as there is memory.
+    /// Asks for the backlog of those that were held, so many at a time as there is memory for.
     pub(super) fn tell_held_rooms(&mut self, around: &mut Surroundings) {
         let now_ms = around.now.monotonic_ms();
-        if self.rooms.held.is_empty() || now_ms <= self.rooms.told_at_ms {
+        let left = around.clients.memory_left();
+        let pause_ms = if left < ROOMS_LEFT { ROOMS_PAUSE_MS } else { 1 };
+        if self.rooms.held.is_empty() || now_ms < self.rooms.told_at_ms + pause_ms {
             return;
         }
         self.rooms.told_at_ms = now_ms;
-        for _ in 0..=around.clients.memory_left() / (SHARE_COUNT * CHUNK_SIZE_MAX) {
+        for _ in 0..=left / ROOMS_LEFT {
             let next = self.rooms.held.pop_front_if(|_| around.clients.may_queue());
             let Some(id) = next else {
                 return;
