@@ -116,6 +116,8 @@ const BEGIN_PERCENT: [u64; 4] = [60, 70, 80, 90];
 /// It ends so many percent lower, so that what it frees does not end it at once.
 const HYSTERESIS_PERCENT: u64 = 5;
 
+/// This part of the budget is left for what is under way when nothing more is to grow.
+const RESERVE_DIVISOR: u64 = 16;
 /// What a shard may hold of one class, whatever else is held.
 const FLOOR_SIZE: u64 = 1 << 20;
 /// That is at most this part of the budget.
@@ -230,8 +232,9 @@ impl Ledger {
     /// Whether this class may grow: there is memory left, or it is so small that what goes on may
     /// go on.
     pub fn has_room(&self, class: Class) -> bool {
-        self.free() > 0
-            || self.size(class) as u64 <= FLOOR_SIZE.min(self.grades.budget / FLOOR_DIVISOR)
+        let Grades { budget, .. } = self.grades;
+        let floor = FLOOR_SIZE.min(budget / FLOOR_DIVISOR);
+        self.free() as u64 > budget / RESERVE_DIVISOR || self.size(class) as u64 <= floor
     }
 
     /// What is left of the budget.
