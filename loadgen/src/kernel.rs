@@ -14,6 +14,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -266,6 +268,20 @@ impl Drop for Ring {
             std::mem::forget(std::mem::take(&mut self.connections));
             self.pool.leak();
         }
+    }
+}
+
+/// Has the child terminated (SIGTERM) when the thread that spawns it ends: ours is the main one.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure runs between fork and exec; it makes one system call, which is safe
+    // after a fork in a threaded process, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::kernel;
 use crate::observe::Memory;
 use crate::target::Target;
 
@@ -59,11 +60,9 @@ impl OwnServer {
         let address = free_address()?;
         let shards = options.shards.to_string();
         let arguments = ["up", "--listen", &address, "--shards", &shards, "--data"];
-        let mut up = Command::new(&aldis)
-            .args(arguments)
-            .arg(&data)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+        let mut command = Command::new(&aldis);
+        command.args(arguments).arg(&data).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut up = kernel::end_with_us(&mut command)
             .spawn()
             .with_context(|| format!("cannot execute {}", aldis.display()))?;
         let output = BufReader::new(up.stdout.take().context("its output is piped")?);

@@ -35,6 +35,9 @@ const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
 const BODY_SIZE_MAX: usize = 4 * 1024;
 /// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
 const RECONNECTS_PER_S: u64 = 2_000;
+/// Receive buffers of all shards together, and of each at least.
+const BUFFER_COUNT: u32 = 8_192;
+const BUFFER_COUNT_LEAST: u32 = 64;
 /// A drain ends at the latest after this.
 const DRAIN_MS_MAX: u64 = 8_000;
 
@@ -133,8 +136,9 @@ fn run_shard(
 ) -> anyhow::Result<()> {
     let descriptors = options.descriptors;
     let sockets = Capacity::of_this_process(descriptors, options.shards).sockets_per_shard;
-    let ring_options = RingOptions { sockets, descriptors, ..RingOptions::default() };
-    let ring = KernelRing::new(ring_options)?;
+    let buffer_count = buffer_count(options.shards);
+    let sizes = RingOptions { sockets, descriptors, buffer_count, ..RingOptions::default() };
+    let ring = KernelRing::new(sizes)?;
     let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
     let shard_options = ShardOptions {
         connection_count_max: match options.connections {
@@ -162,7 +166,7 @@ fn run_shard(
         site: site(options, identities)?,
     });
     let mut shard = Shard::new(ring, chat, shard_options, Now::read());
-    shard.ledger().set(Class::Buffers, ring_options.buffers_size());
+    shard.ledger().set(Class::Buffers, sizes.buffers_size());
     shard.add_listener(listener.socket());
     let mut linked = Some(linked);
     while !stop.is_raised() {
@@ -176,6 +180,12 @@ fn run_shard(
     }
     drain(&mut shard, &mut told);
     Ok(())
+}
+
+/// Receive buffers of a shard: the process's are dealt out, since few shards run at a time.
+fn buffer_count(shards: usize) -> u32 {
+    let share = BUFFER_COUNT / shards.next_power_of_two() as u32;
+    share.clamp(BUFFER_COUNT_LEAST, RingOptions::default().buffer_count)
 }
 
 /// How every shard is to know its clients.

@@ -128,57 +128,57 @@ fn in_both(run: impl Fn(&mut Loopback)) {
 
 #[test]
 fn echo() {
-    in_both(|stage| scenario::echo(stage));
+    in_both(scenario::echo);
 }
 
 #[test]
 fn large_send_to_a_slow_reader() {
-    in_both(|stage| scenario::large_send_to_a_slow_reader(stage));
+    in_both(scenario::large_send_to_a_slow_reader);
 }
 
 #[test]
 fn starved_of_buffers() {
-    in_both(|stage| scenario::starved_of_buffers(stage));
+    in_both(scenario::starved_of_buffers);
 }
 
 #[test]
 fn connect_refused() {
-    in_both(|stage| scenario::connect_refused(stage));
+    in_both(scenario::connect_refused);
 }
 
 #[test]
 fn link_to_itself() {
-    in_both(|stage| scenario::link_to_itself(stage));
+    in_both(scenario::link_to_itself);
 }
 
 #[test]
 fn polled_and_received() {
-    in_both(|stage| scenario::polled_and_received(stage));
+    in_both(scenario::polled_and_received);
 }
 
 #[test]
 fn cancelled_poll() {
-    in_both(|stage| scenario::cancelled_poll(stage));
+    in_both(scenario::cancelled_poll);
 }
 
 #[test]
 fn cancelled_receive() {
-    in_both(|stage| scenario::cancelled_receive(stage));
+    in_both(scenario::cancelled_receive);
 }
 
 #[test]
 fn cancelled_send_and_reset() {
-    in_both(|stage| scenario::cancelled_send_and_reset(stage));
+    in_both(scenario::cancelled_send_and_reset);
 }
 
 #[test]
 fn close_ends_a_send() {
-    in_both(|stage| scenario::close_ends_a_send(stage));
+    in_both(scenario::close_ends_a_send);
 }
 
 #[test]
 fn orderly_close_reaches_the_client() {
-    in_both(|stage| scenario::orderly_close_reaches_the_client(stage));
+    in_both(scenario::orderly_close_reaches_the_client);
 }
 
 #[test]
