@@ -225,7 +225,7 @@ fn readers_that_never_read_do_not_exhaust_the_memory() {
     drop(readers);
     wait_until("there is room again", PATIENCE, || is_let_in(&cluster, "afterwards"));
     show(&cluster, pid, "the readers are gone");
-    // The allocator gives back what was freed as it is used: an edge where nothing happens keeps it.
+    // The allocator gives back what was freed as it is used; an idle edge keeps it.
     wait_until("nobody is treated worse", PATIENCE, || {
         others.write_to_readers(ROUNDS + others.count);
         others.round_trip();
