@@ -52,6 +52,8 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Groups made, and changes of membership.
+    pub group_changes_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
     pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
@@ -314,8 +316,11 @@ impl Sequencer {
                 FromStore::Conversation { head, fingerprints, complete, .. },
                 Purpose::Conversation(convo),
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
-            (FromStore::User { devices, cursors, next, .. }, Purpose::User(user)) => {
-                self.user_loaded(user, devices, &cursors, next, out);
+            (answer @ FromStore::Members { .. }, Purpose::Members(convo)) => {
+                self.members_loaded(convo, answer, out);
+            }
+            (answer @ FromStore::User { .. }, Purpose::User(user)) => {
+                self.user_loaded(user, answer, out);
             }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
                 self.looked_up(convo, message, out);
@@ -328,8 +333,9 @@ impl Sequencer {
             }
             // The device has another connection by now, which reads for itself.
             (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
-            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
-                self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
+            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo, first }) => {
+                let page = ToEdge::Page { to: waiter.number, convo, messages, first };
+                self.answer(waiter, page, out);
             }
             (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
                 self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
@@ -389,6 +395,9 @@ impl Sequencer {
     fn apply_durable(&mut self, decided: &Decided, out: &mut dyn Outlet) {
         match &decided.record {
             Record::Message { message } => self.message_durable(message, &decided.waiters, out),
+            Record::Group { message, version, members } => {
+                self.group_durable(message, *version, members, &decided.waiters, out);
+            }
             Record::Cursors { cursors } => {
                 cursors.iter().for_each(|cursor| self.cursor_durable(cursor));
                 for waiter in &decided.waiters {
@@ -460,6 +469,9 @@ impl Sequencer {
             }
             ToSequencer::Conversations { user, after, limit, .. } => {
                 self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+            }
+            ToSequencer::Group { user, convo, change, .. } => {
+                self.group(waiter, user, convo, change, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::kernel::{FaultRates, SimOptions};
 use super::random::Random;
 use super::world::device::{Device, Leaving};
-use super::world::ledger::{Verdict, members};
+use super::world::ledger::Verdict;
 use super::world::trace::Trace;
 use super::world::{Role, World, WorldOptions};
 use crate::link::message::Watermark;
@@ -452,7 +452,7 @@ impl Chaos {
 fn heard_receipts(device: &Device, world: &World) -> bool {
     let ledger = &world.ledger;
     ledger.conversations_of(&device.user).iter().all(|convo| {
-        let others = members(convo).into_iter().filter(|member| *member != device.user);
+        let others = ledger.members(convo).into_iter().filter(|member| *member != device.user);
         others.into_iter().all(|other| {
             let durable = ledger.watermark(other, convo, Watermark::Delivered);
             device.receipt(convo, Watermark::Delivered, other) == durable

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
+
 use super::StoreFault;
 use super::index::Index;
 use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome};
 use super::rows::{self, Location};
 use crate::link::message::{FromStore, Overview};
-use crate::link::record::{ConversationName, Id};
+use crate::link::record::{ConversationName, Id, Member};
+use crate::protocol::conversation::direct_members;
 use crate::store::device::LogReader;
 
 /// Rows looked at to count what is unread in one conversation. Beyond them every message counts,
@@ -58,7 +61,6 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         to: u64,
         user: &Id,
         convos: &[ConversationName],
-        others_of: impl Fn(&str, &str) -> Vec<Id>,
     ) -> Result<FromStore, StoreFault> {
         let mut devices: HashMap<Id, Vec<Id>> = HashMap::new();
         let mut reached = |member: &Id, convo: &str| -> Result<(u64, u64), StoreFault> {
@@ -76,12 +78,18 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         let mut found = Vec::with_capacity(convos.len());
         for convo in convos {
             let head = rows::head(&self.index, convo)?;
-            let (delivered, read) = reached(user, convo)?;
+            let (mut delivered, mut read) = (0, 0);
             let (mut others_delivered, mut others_read) = (head, head);
-            for other in others_of(convo, user) {
-                let (delivered, read) = reached(&other, convo)?;
-                others_delivered = others_delivered.min(delivered);
-                others_read = others_read.min(read);
+            for (member, begins_after) in self.members(convo)? {
+                // What was there before he joined is none of his.
+                let (has, has_read) = reached(&member, convo)?;
+                let (has, has_read) = (has.max(begins_after), has_read.max(begins_after));
+                if member == *user {
+                    (delivered, read) = (has, has_read);
+                } else {
+                    others_delivered = others_delivered.min(has);
+                    others_read = others_read.min(has_read);
+                }
             }
             let unread = self.unread(user, convo, read, head)?;
             let convo = convo.clone();
@@ -96,6 +104,29 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             });
         }
         Ok(FromStore::Overviews { to, rows: found })
+    }
+
+    /// Everyone in a conversation, with the seq that he begins after.
+    fn members(&self, convo: &str) -> Result<Vec<(Id, u64)>, StoreFault> {
+        if let Some((first, second)) = direct_members(convo) {
+            let mut both = vec![(Id::from(first), 0), (Id::from(second), 0)];
+            both.dedup();
+            return Ok(both);
+        }
+        let mut after = Bytes::new();
+        let mut found = Vec::new();
+        loop {
+            let piece = rows::group(&self.index, convo, &after, ANSWER_SIZE_MAX)?;
+            let present = piece.members.into_iter().filter(Member::is_in);
+            found.extend(present.map(|member| {
+                let begins_after = member.last_stay().joined - 1;
+                (member.user, begins_after)
+            }));
+            after = piece.next;
+            if after.is_empty() {
+                return Ok(found);
+            }
+        }
     }
 
     fn unread(&self, user: &Id, convo: &str, read: u64, head: u64) -> Result<u64, StoreFault> {
