@@ -74,6 +74,43 @@ impl Ledger {
         names.filter(|convo| self.is_member(user, convo)).cloned().collect()
     }
 
+    /// The same, with the groups that he has left.
+    pub fn conversations_heard_by(&self, user: &str) -> Vec<ConversationName> {
+        let heard = |convo: &&ConversationName| match self.groups.get(*convo) {
+            Some(group) => group.stay(user).is_some(),
+            None => direct_members(convo).contains(&user),
+        };
+        self.messages.keys().filter(heard).cloned().collect()
+    }
+
+    /// Whether this send is in the log.
+    pub fn is_accepted(&self, convo: &str, user: &str, id: &str) -> bool {
+        self.ids.contains(&(convo.into(), user.into(), id.into()))
+    }
+
+    /// The durable version of a group; 0: there is none.
+    pub fn version(&self, convo: &str) -> u64 {
+        self.groups.get(convo).map_or(0, |group| group.version)
+    }
+
+    /// Of all who ever were in the group, but for `user`: who has come to `seq`, or joined later.
+    pub fn reached_count(&self, convo: &str, seq: u64, kind: Watermark, user: &str) -> u64 {
+        let Some(group) = self.groups.get(convo) else { return 0 };
+        let others = group.stays.keys().filter(|other| &***other != user);
+        let reached = others.filter(|other| {
+            let begins_after = self.range(other, convo).0 - 1;
+            self.watermark(other, convo, kind).max(begins_after) >= seq
+        });
+        reached.count() as u64
+    }
+
+    /// The last message of a user in a conversation; 0: there is none.
+    pub fn last_of(&self, convo: &str, user: &str) -> u64 {
+        let messages = self.messages.get(convo).into_iter().flatten().rev();
+        let own = |message: &&Message| *message.from == *user && !message.is_system();
+        messages.map(|(_, message)| message).find(own).map_or(0, |message| message.seq)
+    }
+
     /// Whether the user is in the conversation, durably.
     pub fn is_member(&self, user: &str, convo: &str) -> bool {
         match self.groups.get(convo) {
