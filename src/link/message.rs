@@ -281,6 +281,8 @@ wire_enum! {
         10 = Overview { user: Id, convos: Vec<ConversationName>, },
         /// Answered by `Members`. `after`: empty, or the `next` of the piece before.
         11 = LoadMembers { convo: ConversationName, after: Bytes, },
+        /// Answered by `Watermarks`.
+        12 = LoadWatermarks { convo: ConversationName, },
     }
 }
 
@@ -334,6 +336,9 @@ wire_enum! {
         11 = Overviews { to: u64, rows: Vec<Overview>, },
         /// A piece of a group's members, those who left too; `version` 0: there is no such group.
         12 = Members { to: u64, version: u64, members: Vec<Member>, next: Bytes, },
+        /// How far everybody in a group has come, and of its last messages seq and sender: the
+        /// [`fingerprint`](super::fingerprint) of his name and no id.
+        13 = Watermarks { to: u64, rows: Vec<Reached>, senders: Vec<(u64, u64)>, },
     }
 }
 
@@ -355,6 +360,16 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// The watermarks of a member, not below what he began after.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Reached {
+        pub user: Id,
+        pub delivered: u64,
+        pub read: u64,
+    }
+}
+
+wire_struct! {
     /// The first answer to a send, to be given again.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Accepted {
@@ -372,7 +387,7 @@ impl FromStore {
             Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
-            Members { to, .. } => *to,
+            Members { to, .. } | Watermarks { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

@@ -10,6 +10,7 @@ use super::group::Group;
 use super::inbox::Raise;
 use super::listing::PageAsked;
 use super::order::Send;
+use super::receipts::Receipts;
 use super::stream::{Asked, Named};
 use crate::link::message::{Accepted, GroupChange};
 use crate::link::record::{Id, Message};
@@ -54,6 +55,8 @@ pub struct Conversation {
     pub is_changing: bool,
     /// Durable messages that wait for the loading to be fanned out.
     pub fans: VecDeque<(u64, Rc<Message>)>,
+    /// Of a group in which somebody has acknowledged.
+    pub receipts: Option<Box<Receipts>>,
 }
 
 impl Conversation {
@@ -61,6 +64,7 @@ impl Conversation {
     pub fn is_idle(&self) -> bool {
         let quiet = self.tasks.is_empty() && self.pending.is_empty() && self.fans.is_empty();
         let quiet = quiet && !self.is_changing;
+        let quiet = quiet && self.receipts.as_ref().is_none_or(|receipts| receipts.is_idle());
         self.loaded && quiet && !self.looking_up && self.looked_up.is_none()
     }
 

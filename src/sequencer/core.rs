@@ -14,6 +14,7 @@ use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
+use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
 use super::user::User;
@@ -97,6 +98,7 @@ pub struct Sequencer {
     lives: u64,
     pub(super) fanout: Fanout,
     pub(super) gathered: Gathered,
+    pub(super) receipts_due: Due,
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
@@ -140,6 +142,7 @@ impl Sequencer {
             lives: 0,
             fanout: Fanout::default(),
             gathered: Gathered::default(),
+            receipts_due: Due::default(),
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
@@ -189,6 +192,7 @@ impl Sequencer {
         }
         if self.appender.is_some() {
             self.advance_fanout(out);
+            self.tell_receipts(out);
             self.flush_gathered();
             self.keep_budget();
             self.cut_batch(out);
@@ -219,11 +223,10 @@ impl Sequencer {
 
     /// The microseconds until [`Sequencer::tick`] has something to do by itself, at most `max_us`.
     pub fn wait_us(&self, max_us: u64) -> u64 {
-        if self.gathered.rows.is_empty() {
-            return max_us;
-        }
-        let due = self.gathered.since_us + GATHER_US;
-        due.saturating_sub(self.now.monotonic_us).clamp(1, max_us)
+        let gathers = !self.gathered.rows.is_empty();
+        let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
+        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();
+        due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
 
     pub(super) fn appender(&mut self) -> &mut Appender {
@@ -318,6 +321,9 @@ impl Sequencer {
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
             (answer @ FromStore::Members { .. }, Purpose::Members(convo)) => {
                 self.members_loaded(convo, answer, out);
+            }
+            (answer @ FromStore::Watermarks { .. }, Purpose::Watermarks(convo)) => {
+                self.watermarks_loaded(&convo, answer);
             }
             (answer @ FromStore::User { .. }, Purpose::User(user)) => {
                 self.user_loaded(user, answer, out);

@@ -11,11 +11,12 @@ use bytes::Bytes;
 
 use super::core::Sequencer;
 use super::order::{is_direct, members};
+use super::receipts::Risen;
 use super::requests::Purpose;
 use super::stream::Live;
 use super::user::Task;
 use crate::limits::CHUNK_SIZE_MAX;
-use crate::link::message::{PushTarget, ToEdge, ToStore, Watermark};
+use crate::link::message::{PushTarget, Tally, ToEdge, ToStore, Watermark};
 use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::link::{Outlet, PeerId};
@@ -38,6 +39,15 @@ const CONSUME_COUNT_MAX: usize = 4_096;
 struct Target {
     user: Id,
     device: Id,
+}
+
+/// A watermark of somebody, told to somebody.
+pub struct Told {
+    pub convo: ConversationName,
+    pub seq: u64,
+    pub watermark: Watermark,
+    pub by: Id,
+    pub tally: Option<Tally>,
 }
 
 /// A consumed record that is not settled at every target.
@@ -152,6 +162,13 @@ impl Fanout {
     pub fn resolve(&mut self, lsn: u64, users_due: usize) {
         if let Some(flight) = self.flight(lsn) {
             flight.users_due = users_due;
+        }
+    }
+
+    /// One of those whom a record of acknowledgements is about needs no more telling.
+    pub fn told_one(&mut self, lsn: u64) {
+        if let Some(flight) = self.flight(lsn) {
+            flight.users_due -= 1;
         }
     }
 
@@ -323,6 +340,11 @@ impl Sequencer {
         let (delivered, read) = entry.durable_watermarks(convo);
         let told = entry.told.entry(convo.clone()).or_default();
         let (old_delivered, old_read) = std::mem::replace(told, (delivered, read));
+        if !is_direct(convo) {
+            let (user, watermarks) = (user.clone(), [delivered, read]);
+            let risen = Risen { lsn, user, watermarks, has_read: read > old_read };
+            return self.group_risen(convo, risen, out);
+        }
         if let Some(flight) = self.fanout.flight(lsn) {
             flight.users_due -= 1;
         }
@@ -340,7 +362,7 @@ impl Sequencer {
                     continue;
                 }
                 let (convo, by) = (convo.clone(), user.clone());
-                let task = Task::Tell { convo, seq, watermark, by };
+                let task = Task::Tell { convo, seq, watermark, by, tally: None };
                 // Who is not loaded has no session, and nobody to tell.
                 if self.users.contains_key(&member) || self.registry.contains(&member) {
                     self.with_user(member, task, out);
@@ -350,17 +372,10 @@ impl Sequencer {
     }
 
     /// Every session of this user hears of the watermark.
-    pub(super) fn tell(
-        &mut self,
-        user: &Id,
-        convo: &ConversationName,
-        seq: u64,
-        watermark: Watermark,
-        by: &Id,
-        out: &mut dyn Outlet,
-    ) {
+    pub(super) fn tell(&mut self, user: &Id, news: &Told, out: &mut dyn Outlet) {
+        let Told { convo, seq, watermark, by, tally } = news;
         let entry = self.users.get(user).expect("loaded by the caller");
-        let reads = |cursor: &super::user::DeviceCursor| cursor.durable_read >= seq;
+        let reads = |cursor: &super::user::DeviceCursor| cursor.durable_read >= *seq;
         let hears = |device: &super::user::Device| {
             user != by || !device.cursors.get(convo).is_some_and(reads)
         };
@@ -369,8 +384,8 @@ impl Sequencer {
         let sessions: Vec<_> = sessions.map(|session| (session.peer, session.target())).collect();
         self.counters.receipts_total += sessions.len() as u64;
         for (peer, target) in sessions {
-            let (convo, by) = (convo.clone(), by.clone());
-            let tally = None;
+            let (convo, by, seq) = (convo.clone(), by.clone(), *seq);
+            let (watermark, tally) = (*watermark, *tally);
             self.say(peer, ToEdge::Receipt { target, convo, seq, watermark, by, tally }, out);
         }
     }

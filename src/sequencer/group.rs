@@ -78,12 +78,17 @@ impl Group {
         self.members.get(user)
     }
 
+    pub fn is_in(&self, user: &str) -> bool {
+        self.members.get(user).is_some_and(Member::is_in)
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    fn present(&self) -> impl Iterator<Item = &Member> {
+    /// Everybody who is in it, by name.
+    pub fn present(&self) -> impl Iterator<Item = &Member> {
         self.members.values().filter(|member| member.is_in())
     }
 

@@ -109,6 +109,9 @@ impl Sequencer {
             group.apply(version, members.to_vec());
             self.residents.members += group.len() - before;
             entry.is_changing = false;
+            if let Some(receipts) = &mut entry.receipts {
+                members.iter().for_each(|member| receipts.note_member(member));
+            }
         }
         self.counters.group_changes_total += 1;
         waiters.iter().for_each(|waiter| self.tell_group(convo, *waiter, out));
@@ -137,6 +140,7 @@ impl Sequencer {
         }
         entry.loaded = true;
         self.run_fans(&convo, out);
+        self.take_risen(&convo);
         self.run_conversation(&convo, out);
     }
 

@@ -15,6 +15,7 @@ mod metrics;
 pub mod options;
 mod order;
 pub mod process;
+mod receipts;
 mod registry;
 mod requests;
 mod sessions;

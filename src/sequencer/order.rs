@@ -125,6 +125,9 @@ impl Sequencer {
             {
                 self.residents.fingerprints += 1;
             }
+            if let Some(receipts) = &mut entry.receipts {
+                receipts.track(message.seq, &message.from);
+            }
         }
         let Message { seq, mid, ts, .. } = *message;
         for waiter in waiters {

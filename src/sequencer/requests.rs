@@ -19,6 +19,8 @@ pub enum Purpose {
     Conversation(ConversationName),
     /// A piece of a group's members.
     Members(ConversationName),
+    /// How far a group's members have come.
+    Watermarks(ConversationName),
     User(Id),
     /// The send at the head of this conversation's queue may be a repetition.
     Lookup(ConversationName),

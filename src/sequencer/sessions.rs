@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::appender::Waiter;
 use super::core::Sequencer;
+use super::fanout::Told;
 use super::requests::Purpose;
 use super::stream::Session;
 use super::user::{DeviceCursor, Task};
@@ -123,8 +124,9 @@ impl Sequencer {
                 }
                 Task::Fan(lsn, message) => self.fan_to_user(user, lsn, &message, out),
                 Task::Risen(lsn, convo) => self.risen(user, lsn, &convo, out),
-                Task::Tell { convo, seq, watermark, by } => {
-                    self.tell(user, &convo, seq, watermark, &by, out);
+                Task::Tell { convo, seq, watermark, by, tally } => {
+                    let news = Told { convo, seq, watermark, by, tally };
+                    self.tell(user, &news, out);
                 }
             }
         }

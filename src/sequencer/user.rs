@@ -7,7 +7,7 @@ use super::appender::Waiter;
 use super::inbox::Raise;
 use super::sessions::{Confirmed, Retired};
 use super::stream::{Asked, Session};
-use crate::link::message::Watermark;
+use crate::link::message::{Tally, Watermark};
 use crate::link::record::{ConversationName, Cursor, Id, Member, Message, Stay};
 
 /// The pseudo-device of a user who never connected: it holds his marker until the first device
@@ -38,6 +38,7 @@ pub enum Task {
         seq: u64,
         watermark: Watermark,
         by: Id,
+        tally: Option<Tally>,
     },
 }
 

@@ -463,7 +463,9 @@ fn heard_receipts(device: &Device, world: &World) -> bool {
     let ledger = &world.ledger;
     ledger.conversations_of(&device.user).iter().all(|convo| {
         if !convo.starts_with("dm:") {
-            return true;
+            let last = ledger.last_of(convo, &device.user);
+            let of = ledger.members(convo).len() as u64 - 1;
+            return last == 0 || device.tally(convo, Watermark::Delivered, last) == of;
         }
         let others = ledger.members(convo).into_iter().filter(|member| *member != device.user);
         others.into_iter().all(|other| {

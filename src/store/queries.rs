@@ -8,7 +8,7 @@ use super::StoreFault;
 use super::index::Index;
 use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome};
 use super::rows::{self, Location};
-use crate::link::message::{FromStore, Overview};
+use crate::link::message::{FromStore, Overview, Reached};
 use crate::link::record::{ConversationName, Id, Member};
 use crate::protocol::conversation::direct_members;
 use crate::store::device::LogReader;
@@ -16,6 +16,9 @@ use crate::store::device::LogReader;
 /// Rows looked at to count what is unread in one conversation. Beyond them every message counts,
 /// the reader's own too, so that one question never costs more than this per conversation.
 pub const UNREAD_COUNT_EXACT: u64 = 1_000;
+
+/// Of the last messages of a group, how many are told with their senders.
+const SENDER_COUNT: u64 = 512;
 
 /// Which page of a conversation is asked for.
 pub struct Page {
@@ -67,13 +70,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             if !devices.contains_key(member) {
                 devices.insert(member.clone(), rows::devices(&self.index, member)?);
             }
-            let mut highest = (0, 0);
-            for device in &devices[member] {
-                if let Some(row) = rows::cursor_of(&self.index, member, device, convo)? {
-                    highest = (highest.0.max(row.delivered), highest.1.max(row.read));
-                }
-            }
-            Ok(highest)
+            self.reached(member, &devices[member], convo)
         };
         let mut found = Vec::with_capacity(convos.len());
         for convo in convos {
@@ -104,6 +101,35 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             });
         }
         Ok(FromStore::Overviews { to, rows: found })
+    }
+
+    /// How far everybody in a group has come, and who sent its last messages.
+    pub(super) fn watermarks(&self, to: u64, convo: &str) -> Result<FromStore, StoreFault> {
+        let mut found = Vec::new();
+        for (user, begins_after) in self.members(convo)? {
+            let devices = rows::devices(&self.index, &user)?;
+            let (delivered, read) = self.reached(&user, &devices, convo)?;
+            let (delivered, read) = (delivered.max(begins_after), read.max(begins_after));
+            found.push(Reached { user, delivered, read });
+        }
+        let mut senders = Vec::new();
+        let first = (rows::head(&self.index, convo)? + 1).saturating_sub(SENDER_COUNT);
+        rows::locations(&self.index, convo, first, &mut |seq, location| {
+            senders.push((seq, location.sender));
+            true
+        })?;
+        Ok(FromStore::Watermarks { to, rows: found, senders })
+    }
+
+    /// The furthest that any of a user's devices has come.
+    fn reached(&self, user: &Id, devices: &[Id], convo: &str) -> Result<(u64, u64), StoreFault> {
+        let mut highest = (0, 0);
+        for device in devices {
+            if let Some(row) = rows::cursor_of(&self.index, user, device, convo)? {
+                highest = (highest.0.max(row.delivered), highest.1.max(row.read));
+            }
+        }
+        Ok(highest)
     }
 
     /// Everyone in a conversation, with the seq that he begins after.

@@ -226,6 +226,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             Ok(ToStore::History { convo, before, limit, size_max }) => {
                 return self.history(to, &Page { convo, before, limit, size_max });
             }
+            Ok(ToStore::LoadWatermarks { convo }) => self.watermarks(to, &convo)?,
             Ok(ToStore::Overview { user, convos }) => self.overviews(to, &user, &convos)?,
             Ok(_) | Err(_) => unavailable(to).0,
         };

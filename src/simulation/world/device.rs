@@ -45,8 +45,9 @@ pub struct Device {
     sent_count: u64,
     seen: BTreeMap<String, BTreeSet<u64>>,
     receipts: BTreeMap<(String, String, String), u64>,
-    /// By conversation, kind and seq: the last count, and the group's version then.
-    tallies: BTreeMap<(String, String, u64), (u64, u64)>,
+    /// By conversation, kind and seq: the last count, of how many, and the group's
+    /// version then.
+    tallies: BTreeMap<(String, String, u64), (u64, u64, u64)>,
     replaced_count: u64,
 }
 
@@ -386,8 +387,11 @@ impl Device {
         }
         let key = (convo.to_owned(), format!("{kind:?}"), seq);
         let version = around.ledger.version(convo);
-        let (before, then) = self.tallies.insert(key, (count, version)).unwrap_or_default();
-        if then == version && before > count {
+        let before = self.tallies.insert(key, (count, of, version));
+        let falls = |(before, same_of, then): (u64, u64, u64)| {
+            then == version && same_of == of && before > count
+        };
+        if let Some((before, ..)) = before.filter(|before| falls(*before)) {
             return Err(format!("a count falls from {before}: {frame}"));
         }
         Ok(())
@@ -396,7 +400,7 @@ impl Device {
     /// The last count that it heard for a message of a group.
     pub fn tally(&self, convo: &str, kind: Watermark, seq: u64) -> u64 {
         let key = (convo.to_owned(), format!("{kind:?}"), seq);
-        self.tallies.get(&key).map_or(0, |(count, _)| *count)
+        self.tallies.get(&key).map_or(0, |(count, ..)| *count)
     }
 
     /// A group as it durably was at some time.
