@@ -18,7 +18,7 @@ use super::operation::{
     ErrorCode, Event, Goodbye, INTEGER_MAX, LATER, Rejected, Request, Standing,
 };
 use super::page::newest_entries;
-use crate::link::message::{Tally, Watermark};
+use crate::link::message::Watermark;
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// First bytes of messages to the server.
@@ -147,19 +147,16 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, event_type::RECEIPT);
             frame.text(tag::CONVO, convo).integer(tag::SEQ, seq);
             frame.integer(tag::KIND, watermark_number(watermark)).text(tag::BY, by);
-            if let Some(Tally { count, of }) = tally {
-                frame.integer(tag::COUNT, count).integer(tag::OF, of);
-            }
+            frame.optional(tag::COUNT, tally.map(|tally| tally.count));
+            frame.optional(tag::OF, tally.map(|tally| tally.of));
         }
         Event::Group { reference, group } => {
             let mut frame = Frame::begin(out, event_type::GROUP);
             frame.reference(reference).text(tag::CONVO, &group.convo);
-            if let Some(owner) = &group.owner {
-                frame.text(tag::OWNER, owner);
-            }
+            group.owner.iter().for_each(|owner| drop(frame.text(tag::OWNER, owner)));
             frame.list(tag::ADMINS, &names(&group.admins));
-            frame.list(tag::MEMBERS, &names(&group.members));
-            frame.integer(tag::VERSION, group.version);
+            let members = frame.list(tag::MEMBERS, &names(&group.members));
+            members.integer(tag::VERSION, group.version);
         }
         Event::Synced { reference, heads } => {
             let entries: Vec<Vec<u8>> = heads.iter().map(head_entry).collect();

@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 use super::fields::{Fault, Field, Fields, bad, conversation_name, operation, rejected};
 use super::operation::{Event, INTEGER_MAX, Rejected, Request, Standing};
 use super::page::newest_entries;
-use crate::link::message::{Tally, Watermark};
+use crate::link::message::Watermark;
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// Reads one text frame.
@@ -68,10 +68,8 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, "receipt");
             frame.text("convo", convo).integer("seq", seq);
             frame.text("kind", watermark_text(watermark)).text("by", by);
-            if let Some(Tally { count, of }) = tally {
-                frame.integer("count", count).integer("of", of);
-            }
-            frame.end();
+            frame.optional("count", tally.map(|tally| tally.count));
+            frame.optional("of", tally.map(|tally| tally.of)).end();
         }
         Event::Group { reference, group } => {
             let mut frame = Frame::begin(out, "group");

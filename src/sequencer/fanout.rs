@@ -21,8 +21,8 @@ use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::link::{Outlet, PeerId};
 
-/// After a start fan-out waits at most this long for the edges to tell their sessions again, so that
-/// not every device that is connected gets a marker ...
+/// After a start fan-out waits at most this long for the edges to tell their sessions again, so
+/// that not every device that is connected gets a marker ...
 const RETELL_US: u64 = 10_000_000;
 /// ... but only this long for one that is not linked. A living edge is within milliseconds.
 const APPEAR_US: u64 = 2_000_000;

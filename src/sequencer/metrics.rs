@@ -46,10 +46,7 @@ impl Metrics {
                 "aldis_messages_pushed_total",
                 "Live messages handed to edges, one per device",
             ),
-            backlog: counter(
-                "aldis_backlog_messages_total",
-                "Messages handed to edges by catching up",
-            ),
+            backlog: counter("aldis_backlog_messages_total", "Messages handed to edges late"),
             receipts: counter("aldis_receipts_total", "Receipts handed to edges"),
             markers: counter("aldis_markers_total", "Inbox markers written"),
             acknowledgements: counter(

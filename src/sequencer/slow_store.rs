@@ -1,5 +1,5 @@
-//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow. And one that
-//! remembers edges which are gone.
+//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow. And one
+//! that remembers edges which are gone.
 
 use bytes::Bytes;
 

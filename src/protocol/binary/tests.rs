@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::fuzzing::{bytes, integer, number, written, zigzag};
 use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::link::message::{GroupChange, GroupState, Target};
+use crate::link::message::{GroupChange, GroupState, Tally, Target};
 use crate::protocol::operation::Operation;
 use crate::protocol::{conversation, json};
 
