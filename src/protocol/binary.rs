@@ -153,7 +153,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Group { reference, group } => {
             let mut frame = Frame::begin(out, event_type::GROUP);
             frame.reference(reference).text(tag::CONVO, &group.convo);
-            group.owner.iter().for_each(|owner| drop(frame.text(tag::OWNER, owner)));
+            group.owner.iter().for_each(|owner| frame.add_owner(owner));
             frame.list(tag::ADMINS, &names(&group.admins));
             let members = frame.list(tag::MEMBERS, &names(&group.members));
             members.integer(tag::VERSION, group.version);
@@ -521,6 +521,10 @@ impl Frame<'_> {
 
     fn text(&mut self, tag: u8, value: &str) -> &mut Self {
         self.bytes(tag, value.as_bytes())
+    }
+
+    fn add_owner(&mut self, owner: &str) {
+        self.text(tag::OWNER, owner);
     }
 
     /// Each entry with its length before it.
