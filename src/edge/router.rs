@@ -288,8 +288,7 @@ impl Router {
                 self.began(around);
             }
             LinkEvent::Ended { peer } if peer == self.options.sequencer => {
-                let connections = &self.connections;
-                self.requests.end(|id| stands(connections, id));
+                self.end_session(around);
             }
             LinkEvent::Entry { peer, number, entry } if peer == self.options.sequencer => {
                 self.entry(entry, around);
@@ -343,6 +342,7 @@ impl Router {
     }
 
     fn began(&mut self, around: &mut Surroundings) {
+        self.end_session(around);
         self.counters.link_sessions += 1;
         let incarnation = self.options.incarnation;
         let mut retells = Vec::new();
@@ -366,8 +366,18 @@ impl Router {
             }
         }
         let notices = retells.into_iter().chain([ToSequencer::Retold]);
+        self.requests.begin(notices, around.outlet);
+    }
+
+    /// What was asked in the link session that is over is asked again in the next one, or, if it
+    /// must not happen twice, answered now: nobody knows whether it happened.
+    fn end_session(&mut self, around: &mut Surroundings) {
         let connections = &self.connections;
-        self.requests.begin(notices, |id| stands(connections, id), around.outlet);
+        for (turn, request) in self.requests.end(|id| stands(connections, id)) {
+            let message = "the backend is gone: it may have happened or not";
+            self.refuse(&request, (ErrorCode::Unavailable, message, Some(RETRY_MS)), around);
+            self.settle(turn, &request, around);
+        }
     }
 
     /// Says one event to a client, unless it is gone.

@@ -112,6 +112,7 @@ impl World {
                     to,
                     devices: Vec::new(),
                     cursors: Vec::new(),
+                    groups: Vec::new(),
                     next: Bytes::new(),
                 },
                 _ => FromStore::Records { to, records: Bytes::new(), count: 0 },

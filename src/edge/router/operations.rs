@@ -137,6 +137,9 @@ fn request_of(
         Operation::Conversations { after, limit } => {
             Some(ToSequencer::Conversations { address, user, after, limit })
         }
+        Operation::Group { convo, change } => {
+            Some(ToSequencer::Group { address, user, convo, change })
+        }
         Operation::Ping | Operation::Later(_) => None,
     }
 }

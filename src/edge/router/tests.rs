@@ -304,6 +304,7 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Sync { .. } => "sync".into(),
         ToSequencer::History { before, .. } => format!("history {before}"),
         ToSequencer::Conversations { limit, .. } => format!("conversations {limit}"),
+        ToSequencer::Group { convo, .. } => format!("group {convo}"),
         ToSequencer::Room { stream, .. } => format!("room {stream}"),
         ToSequencer::Dropped { seq, stream, .. } => format!("dropped {seq} {stream}"),
     }
