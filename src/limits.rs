@@ -12,6 +12,10 @@ pub const CLIENT_MESSAGE_SIZE_MAX: usize = 131_072;
 pub const SERVER_FRAME_SIZE_MAX: usize = 512 * 1024;
 /// One message of `aldis echo`, whose peers test with large ones.
 pub const ECHO_MESSAGE_SIZE_MAX: usize = 16 * 1024 * 1024;
+/// Members of a group, its owner counted.
+pub const GROUP_MEMBER_COUNT_MAX: usize = 1_024;
+/// The body of a system message: every member named, each byte of a name escaped in JSON.
+pub const SYSTEM_BODY_SIZE_MAX: usize = GROUP_MEMBER_COUNT_MAX * (2 * ID_SIZE_MAX + 3) + 512;
 /// The HTTP request that asks for the upgrade, head only.
 pub const REQUEST_HEAD_SIZE_MAX: usize = 8 * 1024;
 /// Header fields of that request.
@@ -35,4 +39,9 @@ const _: () = assert!(BODY_SIZE_MAX * 6 + 4096 < SERVER_FRAME_SIZE_MAX);
 // A batch is one entry, and one message may start a batch that is otherwise full.
 const _: () = assert!(BATCH_SIZE_MAX + BODY_SIZE_MAX + 4096 < LINK_ENTRY_SIZE_MAX);
 const _: () = assert!(CHUNK_SIZE_MAX + BODY_SIZE_MAX + 4096 < LINK_ENTRY_SIZE_MAX);
+// A system message's body is JSON, and escaped once more in a frame.
+const _: () = assert!(SYSTEM_BODY_SIZE_MAX * 2 + 4096 < SERVER_FRAME_SIZE_MAX);
+// Its record has a row for every member beside the body.
+const _: () =
+    assert!(SYSTEM_BODY_SIZE_MAX + GROUP_MEMBER_COUNT_MAX * (ID_SIZE_MAX + 256) < BATCH_SIZE_MAX);
 const _: () = assert!(LINK_WINDOW_SIZE > 4 * LINK_ENTRY_SIZE_MAX);

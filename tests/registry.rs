@@ -102,6 +102,7 @@ impl World {
                 to,
                 devices: vec![device_of(&user)],
                 cursors: Vec::new(),
+                groups: Vec::new(),
                 next: Bytes::new(),
             },
             ToStore::LoadConversation { .. } => {

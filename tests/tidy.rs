@@ -51,12 +51,15 @@ const SIMULATION_TOO: &[&str] =
     &["clock", "framer", "limits", "link", "protocol", "simulation", "store"];
 
 /// Code that owns no socket, clock, thread, file or randomness: path prefixes under `src`.
-const PURE: [&str; 17] = [
+const PURE: [&str; 20] = [
     "arena/",
+    "edge/admission",
     "edge/connection",
     "edge/identity/keys",
     "edge/identity/pem",
     "edge/identity/token",
+    "edge/ledger.rs",
+    "edge/ledger/account",
     "edge/router",
     "edge/ticket",
     "framer/",
@@ -89,8 +92,8 @@ const IMPURE: [&str; 11] = [
     "std::fs",
 ];
 
-/// The only places whose code may be unsafe: folders, and the one file of the generator.
-const UNSAFE_PLACES: [&str; 3] = ["src/ring/", "src/sys/", "loadgen/src/kernel.rs"];
+/// The only places whose code may be unsafe: folders, and the generator's io_uring.
+const UNSAFE_PLACES: [&str; 3] = ["src/ring/", "src/sys/", "loadgen/src/kernel"];
 
 /// The packages that the design was asked to be built on.
 const PACKAGES: [&str; 10] = [

@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::accounting::Accounts;
 use crate::fleet::{Conversation, Outboxes};
-use crate::run::{Measured, PerSecond, Schedule, Workload, latency_histogram};
+use crate::run::{Measured, PerSecond, Schedule, Timeline, Workload, latency_histogram};
 use crate::websocket::Opcode;
 use ledger::Ledger;
 
@@ -53,6 +53,7 @@ pub struct Chat {
     delivered: Histogram<u64>,
     late: Histogram<u64>,
     per_second: PerSecond,
+    timeline: Timeline,
 }
 
 struct Pair {
@@ -103,6 +104,7 @@ impl Chat {
             delivered: latency_histogram(),
             late: latency_histogram(),
             per_second: PerSecond::default(),
+            timeline: Timeline::default(),
             options,
         }
     }
@@ -157,7 +159,9 @@ impl Chat {
         if let Some(intended_ns) = ledger.hear(number, seq, &mut self.accounts)
             && self.is_measured(intended_ns)
         {
-            self.delivered.saturating_record(now_ns.saturating_sub(intended_ns));
+            let latency_ns = now_ns.saturating_sub(intended_ns);
+            self.delivered.saturating_record(latency_ns);
+            self.timeline.record(intended_ns, latency_ns, &self.schedule);
         }
         self.per_second.count(now_ns, &self.schedule);
     }
@@ -254,6 +258,10 @@ impl Workload for Chat {
         }
     }
 
+    fn stop(&mut self, now_ns: u64) {
+        self.schedule.end_ns = self.schedule.end_ns.min(now_ns);
+    }
+
     fn has_sent_all(&self) -> bool {
         !self.is_sending
     }
@@ -273,6 +281,7 @@ impl Workload for Chat {
                 ("sent late by the generator", self.late),
             ],
             per_second: self.per_second.0,
+            timeline: self.timeline,
             first_refusal: self.first_refusal,
         }
     }

@@ -1,23 +1,33 @@
 //! The command line: reads it, runs the scenario, prints and writes what it found.
 
+mod crowds;
+mod flags;
+mod scenario_file;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::chat::{self, Chat, ChatOptions};
+use crate::crowd::base_36;
 use crate::echo::{self, Echo, EchoOptions};
+use crate::fleet::Clock;
 use crate::kernel;
-use crate::report::Report;
+use crate::report::{Report, page};
 use crate::run::{self, Plan};
-use crate::target::Target;
+use flags::{
+    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, IdleFlags, MillionFlags, OutputFlags, SlowFlags,
+    StormFlags,
+};
 
 /// Descriptors for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// Longer than any run: a run that ends by its number of messages has no time.
+/// Longer than any run: a run that ends by its number of messages, or when it is told, has no time.
 const NO_END: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The most bytes of a chat message's body.
 const BODY_SIZE_MAX: usize = 65_536;
@@ -28,80 +38,41 @@ const ECHO_SIZE_MAX: usize = 16 * 1024 * 1024;
 /// Every message is accounted for: exit status 1 says that one was lost, duplicated, reordered,
 /// changed, or left without an answer.
 #[derive(Parser)]
-#[command(name = "aldis-loadgen", version)]
+#[command(name = "aldis-loadgen", version, args_override_self = true)]
+#[command(after_help = "`aldis-loadgen --scenario FILE [FLAGS]` takes all of this from a TOML \
+    file: `mode` is the command, every other key a flag; flags behind it go before the file.")]
 struct CommandLine {
     #[command(subcommand)]
-    scenario: Scenario,
+    mode: Mode,
 }
 
 #[derive(Subcommand)]
-enum Scenario {
+enum Mode {
     /// Messages come back (`aldis echo`). Closed loop: as fast as the server answers.
     Echo(EchoFlags),
     /// Pairs of users write to each other (`aldis up`). Open loop: latencies count from when a
     /// message was to be sent, so that a server that stalls cannot hide it.
     Chat(ChatFlags),
-}
-
-#[derive(Args)]
-struct CommonFlags {
-    /// The server.
-    #[arg(long, value_name = "HOST:PORT")]
-    target: Target,
-    /// Connections to open; in `chat` two make a pair.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    connections: usize,
-    /// Length of the measured window.
-    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
-    seconds: Duration,
-    /// Load before the window, which is verified and not measured.
-    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
-    warmup: Duration,
-    /// How long to wait for the last answers.
-    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
-    drain: Duration,
-    /// Threads of the generator, each with a ring and its share of the connections.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threads: usize,
-    /// Write everything that was found to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct EchoFlags {
-    #[command(flatten)]
-    common: CommonFlags,
-    /// Bytes of a message.
-    #[arg(long, value_name = "BYTES", default_value_t = 512)]
-    size: usize,
-    /// Messages that a connection keeps under way.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    depth: usize,
-    /// End after this many messages of all connections, instead of after a time.
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
-    messages: Option<u64>,
-    /// Path of the upgrade.
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    path: String,
-}
-
-#[derive(Args)]
-struct ChatFlags {
-    #[command(flatten)]
-    common: CommonFlags,
-    /// Messages per second, of all pairs together.
-    #[arg(long, value_name = "R", default_value_t = 1000.0)]
-    rate: f64,
-    /// Bytes of a body.
-    #[arg(long, value_name = "BYTES", default_value_t = 100)]
-    size: usize,
+    /// Connections that keep still: what one costs, and what messages beside them are like.
+    Idle(IdleFlags),
+    /// All connections are cut at once: how they come back, and what others feel meanwhile.
+    Storm(StormFlags),
+    /// Connections leave and come back at a rate.
+    Churn(ChurnFlags),
+    /// Users stop reading while they are written to: what others feel, and whether all reaches them
+    /// once they read again.
+    Slow(SlowFlags),
+    /// The whole proof in one command, with a server of its own, as far as this machine reaches.
+    Million(MillionFlags),
 }
 
 /// Runs what the arguments ask for, to its end.
 pub fn run() -> ExitCode {
-    let CommandLine { scenario } = CommandLine::parse();
-    match dispatch(scenario) {
+    let outcome = scenario_file::expand(std::env::args().collect()).and_then(|arguments| {
+        let CommandLine { mode } = CommandLine::parse_from(arguments);
+        dispatch(mode)
+    });
+    match outcome {
         Ok(report) if report.failures.is_empty() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -111,21 +82,39 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(scenario: Scenario) -> anyhow::Result<Report> {
-    let (report, json) = match scenario {
-        Scenario::Echo(flags) => {
-            let json = flags.common.json.clone();
-            (run_echo(flags)?, json)
+fn dispatch(mode: Mode) -> anyhow::Result<Report> {
+    let (report, output) = match mode {
+        Mode::Echo(flags) => {
+            let output = flags.common.output.clone();
+            (run_echo(flags)?, output)
         }
-        Scenario::Chat(flags) => {
-            let json = flags.common.json.clone();
-            (run_chat(flags)?, json)
+        Mode::Chat(flags) => {
+            let output = flags.common.output.clone();
+            (run_chat(flags)?, output)
+        }
+        Mode::Idle(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::idle(flags)?, output)
+        }
+        Mode::Storm(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::storm(flags)?, output)
+        }
+        Mode::Churn(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::churn(flags)?, output)
+        }
+        Mode::Slow(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::slow(flags)?, output)
+        }
+        Mode::Million(flags) => {
+            let output = flags.output.clone();
+            (crowds::million(flags)?, output)
         }
     };
     print!("{}", report.text());
-    if let Some(path) = json {
-        write_json(&report, &path)?;
-    }
+    write_files(&report, &output)?;
     Ok(report)
 }
 
@@ -149,18 +138,13 @@ fn run_echo(flags: EchoFlags) -> anyhow::Result<Report> {
 
 fn run_chat(flags: ChatFlags) -> anyhow::Result<Report> {
     let ChatFlags { common, rate, size } = flags;
-    if !(chat::SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
-        bail!("--size must be from {} to {BODY_SIZE_MAX}", chat::SIZE_MIN);
-    }
+    check_size(size)?;
     if !common.connections.is_multiple_of(chat::PAIR) {
         bail!("--connections must be even: two make a pair");
     }
-    if !rate.is_finite() || rate <= 0.0 {
-        bail!("--rate must be above 0");
-    }
+    check_rate(rate)?;
     let plan = plan(&common, chat::PAIR)?;
-    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let run = format!("{:x}", since_1970.as_millis());
+    let run = run_name();
     let outcome = run::run(&plan, |positions| {
         let share = positions.len() as f64 / common.connections as f64;
         Chat::new(ChatOptions { run: run.clone(), size, rate: rate * share }, positions)
@@ -168,13 +152,38 @@ fn run_chat(flags: ChatFlags) -> anyhow::Result<Report> {
     Ok(Report::new("chat", &plan, Some(rate), outcome))
 }
 
+fn check_size(size: usize) -> anyhow::Result<()> {
+    if !(chat::SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
+        bail!("--size must be from {} to {BODY_SIZE_MAX}", chat::SIZE_MIN);
+    }
+    Ok(())
+}
+
+fn check_rate(rate: f64) -> anyhow::Result<()> {
+    if !rate.is_finite() || rate <= 0.0 {
+        bail!("--rate must be above 0");
+    }
+    Ok(())
+}
+
+/// A name for the users of this run: eight digits, unlike that of any earlier run.
+fn run_name() -> String {
+    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    base_36(since_1970.as_millis() as u64)
+}
+
+/// Connections that one socket table holds.
+fn descriptors() -> anyhow::Result<u64> {
+    let limit = kernel::raise_open_files_limit().context("cannot raise the limit of open files")?;
+    Ok(limit.saturating_sub(SPARE_DESCRIPTORS))
+}
+
 fn plan(flags: &CommonFlags, group: usize) -> anyhow::Result<Plan> {
     let connections = flags.connections;
     if connections == 0 {
         bail!("--connections must be at least 1");
     }
-    let limit = kernel::raise_open_files_limit().context("cannot raise the limit of open files")?;
-    let room = limit.saturating_sub(SPARE_DESCRIPTORS);
+    let room = descriptors()?;
     if connections as u64 > room {
         bail!("--connections {connections}: the limit of open files allows {room} (`ulimit -Hn`)");
     }
@@ -186,18 +195,22 @@ fn plan(flags: &CommonFlags, group: usize) -> anyhow::Result<Plan> {
         window: flags.seconds,
         drain_max: flags.drain,
         group,
+        clock: Clock(Instant::now()),
+        signals: Arc::default(),
     })
 }
 
-fn write_json(report: &Report, path: &Path) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(report)?;
-    text.push('\n');
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+fn write_files(report: &Report, output: &OutputFlags) -> anyhow::Result<()> {
+    let write = |path: &Path, text: String| {
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    if let Some(path) = &output.json {
+        write(path, serde_json::to_string_pretty(report)? + "\n")?;
+    }
+    if let Some(path) = &output.html {
+        write(path, page::page(report))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -211,9 +224,12 @@ mod tests {
 
     #[test]
     fn the_flags_that_others_rely_on_are_there() {
-        let common = "--target 127.0.0.1:1 --connections 4 --seconds 0.5 --json f";
+        let common = "--target 127.0.0.1:1 --connections 4 --seconds 0.5 --json f --html f";
         assert!(parse(&format!("echo {common}")).is_ok());
-        assert!(parse(&format!("chat {common} --rate 100")).is_ok());
+        for mode in ["chat", "idle", "storm", "churn", "slow", "million"] {
+            let parsed = parse(&format!("{mode} {common} --rate 100"));
+            assert!(parsed.is_ok(), "{mode}: {:?}", parsed.err());
+        }
         assert!(parse("echo").is_err());
         assert!(parse("echo --target 127.0.0.1:1 --seconds -1").is_err());
         assert!(parse("echo --target 127.0.0.1:1 --seconds 1 --messages 1").is_err());
@@ -222,15 +238,17 @@ mod tests {
     #[test]
     fn values_out_of_bounds_are_refused_before_anything_is_opened() {
         let error = |arguments: &str| {
-            let Ok(CommandLine { scenario }) = parse(arguments) else {
+            let Ok(CommandLine { mode }) = parse(arguments) else {
                 panic!("{arguments} is well-formed");
             };
-            dispatch(scenario).expect_err(arguments).to_string()
+            dispatch(mode).expect_err(arguments).to_string()
         };
         assert!(error("echo --target 127.0.0.1:1 --size 15").starts_with("--size"));
         assert!(error("echo --target 127.0.0.1:1 --depth 0").starts_with("--depth"));
         assert!(error("chat --target 127.0.0.1:1 --connections 3").starts_with("--connections"));
         assert!(error("chat --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
         assert!(error("echo --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
+        assert!(error("idle --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
+        assert!(error("churn --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
     }
 }

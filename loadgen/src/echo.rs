@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 
 use crate::accounting::{Accounts, Order};
 use crate::fleet::{Conversation, Outboxes};
-use crate::run::{Measured, PerSecond, Schedule, Workload, latency_histogram};
+use crate::run::{Measured, PerSecond, Schedule, Timeline, Workload, latency_histogram};
 use crate::websocket::Opcode;
 
 /// Each payload begins with its connection's place and its own number.
@@ -146,6 +146,10 @@ impl Workload for Echo {
         self.schedule.end_ns
     }
 
+    fn stop(&mut self, _: u64) {
+        self.is_sending = false;
+    }
+
     fn has_sent_all(&self) -> bool {
         !self.is_sending || (self.options.messages_each.is_some() && self.is_settled())
     }
@@ -166,6 +170,7 @@ impl Workload for Echo {
             accounts,
             latencies: vec![("echo", self.latencies)],
             per_second: self.per_second.0,
+            timeline: Timeline::default(),
             first_refusal: None,
         }
     }

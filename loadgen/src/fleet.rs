@@ -402,7 +402,7 @@ impl Outboxes {
     }
 }
 
-fn close_text(payload: &[u8]) -> String {
+pub fn close_text(payload: &[u8]) -> String {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
         return "the server closed without a code".to_owned();
     };
@@ -410,7 +410,7 @@ fn close_text(payload: &[u8]) -> String {
     format!("the server closed with {code} {}", String::from_utf8_lossy(reason))
 }
 
-fn errno_text(result: i32) -> String {
+pub fn errno_text(result: i32) -> String {
     std::io::Error::from_raw_os_error(-result).to_string()
 }
 

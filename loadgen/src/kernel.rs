@@ -1,5 +1,5 @@
 //! The generator's io_uring: connections by index, receive buffers that the kernel picks, and whole
-//! sends. The only file whose code may be unsafe.
+//! sends. With the file below it, the only one whose code may be unsafe.
 //!
 //! - One ring belongs to one thread. Nothing completes inside the call that asks for it.
 //! - A connection has at most one send under way; the ring owns its bytes until it is done.
@@ -8,10 +8,14 @@
 
 #![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
 
+pub mod direct;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -264,6 +268,20 @@ impl Drop for Ring {
             std::mem::forget(std::mem::take(&mut self.connections));
             self.pool.leak();
         }
+    }
+}
+
+/// Has the child terminated (SIGTERM) when the thread that spawns it ends: ours is the main one.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure runs between fork and exec; it makes one system call, which is safe
+    // after a fork in a threaded process, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 }
 

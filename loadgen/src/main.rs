@@ -5,13 +5,22 @@
 
 mod accounting;
 mod chat;
+mod churn;
 mod command;
+mod crowd;
 mod echo;
 mod fleet;
+mod idle;
 mod kernel;
+mod million;
+mod observe;
 mod processor;
+mod progress;
 mod report;
 mod run;
+mod scene;
+mod slow;
+mod storm;
 mod target;
 mod websocket;
 

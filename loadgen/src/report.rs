@@ -1,20 +1,38 @@
-//! What a run found, for people and as JSON. Each number says what it is.
+//! What a run found, as plain data. `--json` writes it as it is; the text and the page are made
+//! from it. `docs/loadgen.md` says what each field means.
 
-use std::fmt::Write as _;
+pub mod page;
+mod plot;
+mod text;
+
+use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::accounting::Accounts;
+use crate::observe::Memory;
 use crate::processor::{self, Shares};
-use crate::run::{Outcome, Plan};
+use crate::run::{Outcome, Plan, Timeline};
+
+/// Changes when a field changes its meaning or goes away; new fields do not change it.
+pub const SCHEMA: u32 = 1;
+/// Quantiles of the curve that the page draws.
+const CURVE: [f64; 15] = [
+    0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999, 1.0,
+];
 
 /// Everything about a run. Times are in the unit that ends the field's name.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    pub scenario: &'static str,
+    pub schema: u32,
+    pub scenario: String,
     pub command: String,
+    pub version: &'static str,
+    pub finished_unix_s: u64,
     pub machine: String,
+    /// The machine and its settings in detail.
+    pub host: BTreeMap<String, String>,
     pub target: String,
     pub connections: usize,
     pub threads: usize,
@@ -22,156 +40,243 @@ pub struct Report {
     pub window_s: f64,
     /// Messages delivered per second of the window.
     pub rate: f64,
-    /// What was asked for; absent in a closed loop.
+    /// What was asked for; absent in a closed loop and without messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_wanted: Option<f64>,
     pub per_second: Vec<u64>,
     pub latencies: Vec<Latencies>,
+    /// Latencies of each second of the window.
+    pub timeline: Vec<Second>,
+    /// Where the window began, on the clock of `samples`.
+    pub window_from_s: f64,
     pub accounts: Accounts,
     pub connections_lost: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_loss: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_refusal: Option<String>,
+    /// The connections beside those that carry messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crowd: Option<Crowd>,
+    /// The results that this scenario is about.
+    pub figures: Vec<Figure>,
+    /// Bytes of the kernel's caches per connection, both ends.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernel_caches: BTreeMap<String, f64>,
+    /// What the machine said meanwhile.
+    pub samples: Vec<Sample>,
+    pub phases: Vec<Phase>,
     pub client: Vec<Shares>,
     /// Why these numbers are the client's rather than the server's, if they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_limit: Option<String>,
+    /// What a reader should know, and what was less than asked for.
+    pub notes: Vec<String>,
     /// Why the run has failed; empty when it has not.
     pub failures: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Latencies {
-    pub of: &'static str,
+    pub of: String,
     pub count: u64,
     pub p50_us: f64,
     pub p90_us: f64,
     pub p99_us: f64,
     pub p99_9_us: f64,
     pub max_us: f64,
+    /// Pairs of quantile and microseconds.
+    pub curve: Vec<(f64, f64)>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Second {
+    pub count: u64,
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub max_us: u64,
+}
+
+/// Counts over all connections of the crowd, since the start.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Crowd {
+    pub connections: usize,
+    pub rings: usize,
+    pub opened: u64,
+    /// Ended although the generator did not end them.
+    pub lost: u64,
+    /// Ended by the generator.
+    pub cut: u64,
+    /// Attempts to connect that failed and were made again.
+    pub retried: u64,
+    pub open_at_end: u64,
+    pub pings: u64,
+    pub messages: u64,
+    /// Why attempts failed and connections were lost.
+    pub troubles: Vec<(String, u64)>,
+}
+
+/// One result, with what it means.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    pub name: String,
+    pub value: f64,
+    pub unit: &'static str,
+    pub meaning: &'static str,
+}
+
+/// The machine at one moment.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Sample {
+    pub t_s: f64,
+    pub open: u64,
+    pub lost: u64,
+    pub cut: u64,
+    pub retried: u64,
+    pub pings: u64,
+    pub available: u64,
+    /// Memory of the machine in use, without caches of files.
+    pub used: u64,
+    pub kernel: u64,
+    pub client_resident: u64,
+    pub client_processor_s: f64,
+    /// Resident bytes and processor seconds of the server's processes, where they are known.
+    pub resident: BTreeMap<String, u64>,
+    pub processor_s: BTreeMap<String, f64>,
+    #[serde(skip)]
+    pub memory: Memory,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Phase {
+    pub name: &'static str,
+    pub from_s: f64,
+    pub to_s: f64,
 }
 
 impl Report {
-    pub fn new(
-        scenario: &'static str,
-        plan: &Plan,
-        rate_wanted: Option<f64>,
-        outcome: Outcome,
-    ) -> Report {
+    /// Of a run without messages; the caller fills in what it has.
+    pub fn empty(scenario: &str, target: &str, connections: usize) -> Report {
+        let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Report {
+            schema: SCHEMA,
+            scenario: scenario.to_owned(),
+            command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            version: env!("CARGO_PKG_VERSION"),
+            finished_unix_s: since_1970.as_secs(),
+            machine: processor::machine(),
+            host: processor::host(),
+            target: target.to_owned(),
+            connections,
+            threads: 0,
+            opening_s: 0.0,
+            window_s: 0.0,
+            rate: 0.0,
+            rate_wanted: None,
+            per_second: Vec::new(),
+            latencies: Vec::new(),
+            timeline: Vec::new(),
+            window_from_s: 0.0,
+            accounts: Accounts::default(),
+            connections_lost: 0,
+            first_loss: None,
+            first_refusal: None,
+            crowd: None,
+            figures: Vec::new(),
+            kernel_caches: BTreeMap::new(),
+            samples: Vec::new(),
+            phases: Vec::new(),
+            client: Vec::new(),
+            client_limit: None,
+            notes: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    pub fn new(scenario: &str, plan: &Plan, rate_wanted: Option<f64>, outcome: Outcome) -> Report {
+        let mut report = Report::empty(scenario, &plan.target.name, plan.connections);
+        report.opening_s = outcome.opening.as_secs_f64();
+        report.rate_wanted = rate_wanted;
+        report.add_messages(outcome);
+        report
+    }
+
+    /// Takes over what a run of messages found.
+    pub fn add_messages(&mut self, outcome: Outcome) {
         let measured = outcome.measured;
         let window_s = outcome.window.as_secs_f64();
         let delivered: u64 = measured.per_second.iter().sum();
-        let mut failures = measured.accounts.failures();
+        self.failures.extend(measured.accounts.failures());
         if outcome.losses.count > 0 {
-            failures.push(format!("{} connections ended", outcome.losses.count));
+            self.failures.push(format!("{} connections ended", outcome.losses.count));
         }
-        Report {
-            scenario,
-            command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-            machine: processor::machine(),
-            target: plan.target.name.clone(),
-            connections: plan.connections,
-            threads: outcome.threads.len(),
-            opening_s: outcome.opening.as_secs_f64(),
-            window_s,
-            rate: if window_s > 0.0 { delivered as f64 / window_s } else { 0.0 },
-            rate_wanted,
-            latencies: measured.latencies.iter().map(Latencies::of).collect(),
-            per_second: measured.per_second,
-            accounts: measured.accounts,
-            connections_lost: outcome.losses.count,
-            first_loss: outcome.losses.first_reason,
-            first_refusal: measured.first_refusal,
-            client_limit: processor::client_limit(&outcome.threads),
-            client: outcome.threads,
-            failures,
-        }
+        self.threads += outcome.threads.len();
+        self.window_s = window_s;
+        self.window_from_s = outcome.measured_from_ns as f64 / 1e9;
+        self.rate = if window_s > 0.0 { delivered as f64 / window_s } else { 0.0 };
+        let latencies =
+            measured.latencies.iter().map(|(of, histogram)| Latencies::of(of, histogram));
+        self.latencies.extend(latencies);
+        self.timeline = seconds(&measured.timeline);
+        self.per_second = measured.per_second;
+        self.accounts = measured.accounts;
+        self.connections_lost += outcome.losses.count;
+        self.first_loss = outcome.losses.first_reason;
+        self.first_refusal = measured.first_refusal;
+        self.add_client(outcome.threads);
+    }
+
+    /// Takes over what threads of the generator used.
+    pub fn add_client(&mut self, threads: Vec<Shares>) {
+        self.client.extend(threads);
+        self.client_limit = processor::client_limit(&self.client, processor::count().max(1));
+    }
+
+    /// One result more.
+    pub fn figure(
+        &mut self,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        meaning: &'static str,
+    ) {
+        self.figures.push(Figure { name: name.into(), value, unit, meaning });
     }
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let mut out = String::new();
-        self.write(&mut out).expect("writing to a string does not fail");
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        let Report { scenario, target, connections, threads, machine, .. } = self;
-        writeln!(out, "{scenario} against {target}: {connections} connections, {threads} threads")?;
-        writeln!(out, "  on {machine}")?;
-        write!(out, "  {:.0} messages/s over {:.1} s", self.rate, self.window_s)?;
-        match self.rate_wanted {
-            Some(wanted) => writeln!(out, " (open loop; {wanted:.0}/s were to be sent)")?,
-            None => writeln!(out, " (closed loop)")?,
-        }
-        let heads = ["p50", "p90", "p99", "p99.9", "max"];
-        write!(out, "\n  {:<28}", "latency")?;
-        heads.iter().try_for_each(|head| write!(out, "{head:>11}"))?;
-        writeln!(out)?;
-        for latencies in self.latencies.iter().filter(|latencies| latencies.count > 0) {
-            write!(out, "  {:<28}", latencies.of)?;
-            for value_us in latencies.values_us() {
-                write!(out, "{:>11}", time_text(value_us))?;
-            }
-            writeln!(out)?;
-        }
-        self.write_accounts(out)?;
-        for (index, shares) in self.client.iter().enumerate() {
-            let Shares { running, waiting } = shares;
-            let (running, waiting) = (running * 100.0, waiting * 100.0);
-            writeln!(
-                out,
-                "  generator thread {index}: {running:.0} % of a processor, \
-                 {waiting:.0} % waiting for one"
-            )?;
-        }
-        if let Some(limit) = &self.client_limit {
-            writeln!(out, "  NOTE: {limit}")?;
-        }
-        if self.failures.is_empty() {
-            writeln!(out, "\n  verified: every message is accounted for")
-        } else {
-            writeln!(out, "\n  FAILED: {}", self.failures.join(", "))
-        }
-    }
-
-    fn write_accounts(&self, out: &mut String) -> std::fmt::Result {
-        let Accounts { sent, acknowledged, delivered, refused, unanswered, .. } = self.accounts;
-        let Accounts { lost, duplicated, reordered, gaps, corrupted, .. } = self.accounts;
-        writeln!(
-            out,
-            "\n  {sent} sent, {acknowledged} acknowledged, {delivered} delivered, \
-             {refused} refused, {unanswered} unanswered\n  {lost} lost, {duplicated} duplicated, \
-             {reordered} reordered, {gaps} gaps, {corrupted} corrupted"
-        )?;
-        if let Some(refusal) = &self.first_refusal {
-            writeln!(out, "  first refusal: {refusal}")?;
-        }
-        if let Some(reason) = &self.first_loss {
-            writeln!(out, "  {} connections ended; the first: {reason}", self.connections_lost)?;
-        }
-        Ok(())
+        text::text(self)
     }
 }
 
 impl Latencies {
-    fn of((of, histogram): &(&'static str, Histogram<u64>)) -> Latencies {
+    pub fn of(of: &str, histogram: &Histogram<u64>) -> Latencies {
         let at_us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
         Latencies {
-            of,
+            of: of.to_owned(),
             count: histogram.len(),
             p50_us: at_us(0.5),
             p90_us: at_us(0.9),
             p99_us: at_us(0.99),
             p99_9_us: at_us(0.999),
             max_us: histogram.max() as f64 / 1e3,
+            curve: CURVE.iter().map(|quantile| (*quantile, at_us(*quantile))).collect(),
         }
     }
 
     fn values_us(&self) -> [f64; 5] {
         [self.p50_us, self.p90_us, self.p99_us, self.p99_9_us, self.max_us]
     }
+}
+
+fn seconds(timeline: &Timeline) -> Vec<Second> {
+    let second = |histogram: &Histogram<u64>| Second {
+        count: histogram.len(),
+        p50_us: histogram.value_at_quantile(0.5),
+        p99_us: histogram.value_at_quantile(0.99),
+        max_us: histogram.max(),
+    };
+    timeline.0.iter().map(second).collect()
 }
 
 /// Three digits or so, with a unit.
@@ -184,67 +289,31 @@ fn time_text(us: f64) -> String {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fleet::Losses;
-    use crate::run::{Measured, latency_histogram};
-    use std::time::Duration;
-
-    fn report(accounts: Accounts) -> Report {
-        let mut histogram = latency_histogram();
-        for value_us in 1..=1_000 {
-            histogram.record(value_us * 1_000).expect("in bounds");
-        }
-        let plan = Plan {
-            target: "127.0.0.1:1".parse().expect("an address"),
-            connections: 2,
-            threads: 1,
-            warmup: Duration::ZERO,
-            window: Duration::from_secs(2),
-            drain_max: Duration::ZERO,
-            group: 1,
+/// A number with groups of three digits, and as many decimals as its size leaves sense for.
+fn number_text(value: f64) -> String {
+    if !value.is_finite() {
+        return "unknown".to_owned();
+    }
+    let size = value.abs();
+    if size < 1_000.0 && value.fract() != 0.0 {
+        return match size {
+            size if size < 10.0 => format!("{value:.2}"),
+            _ => format!("{value:.1}"),
         };
-        let outcome = Outcome {
-            measured: Measured {
-                accounts,
-                latencies: vec![("echo", histogram)],
-                per_second: vec![600, 400],
-                first_refusal: None,
-            },
-            threads: vec![Shares { running: 0.99, waiting: 0.0 }],
-            losses: Losses::default(),
-            opening: Duration::from_millis(3),
-            window: Duration::from_secs(2),
-        };
-        Report::new("echo", &plan, None, outcome)
     }
-
-    #[test]
-    fn a_good_run_says_what_it_found() {
-        let accounts = Accounts { sent: 1, acknowledged: 1, delivered: 1, ..Accounts::default() };
-        let text = report(accounts).text();
-        let parts =
-            ["500 messages/s over 2.0 s", "990 us", "99 % of a processor", "NOTE", "verified"];
-        for part in parts {
-            assert!(text.contains(part), "{part} in\n{text}");
+    let digits = format!("{size:.0}");
+    let mut out = String::new();
+    if value < 0.0 {
+        out.push('-');
+    }
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
         }
+        out.push(digit);
     }
-
-    #[test]
-    fn a_bad_run_fails_in_text_and_json() {
-        let accounts = Accounts { acknowledged: 1, lost: 1, ..Accounts::default() };
-        let report = report(accounts);
-        assert!(report.text().contains("FAILED: 1 acknowledged but lost"));
-        let json = serde_json::to_value(&report).expect("plain data");
-        assert_eq!(json["failures"][0], "1 acknowledged but lost");
-        assert_eq!(json["accounts"]["lost"], 1);
-        assert!(json["latencies"][0]["p99_us"].as_f64().is_some_and(|us| us >= 990.0));
-    }
-
-    #[test]
-    fn times_have_their_unit() {
-        let texts = [3.4, 1_500.0, 25_000.0, 2_500_000.0].map(time_text);
-        assert_eq!(texts, ["3 us", "1.50 ms", "25 ms", "2.50 s"]);
-    }
+    out
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@
 //! processor shares are those of the measured window; accounts are those of every message.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use hdrhistogram::Histogram;
@@ -41,6 +41,18 @@ pub struct Plan {
     pub drain_max: Duration,
     /// Connections are dealt to threads in multiples of this.
     pub group: usize,
+    /// All times of the run are on this clock.
+    pub clock: Clock,
+    pub signals: Arc<Signals>,
+}
+
+/// What a run and whoever watches it tell each other.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// All connections are open and the first messages are due.
+    pub has_begun: AtomicBool,
+    /// The window is to end now, and not when its time is over.
+    pub stop: AtomicBool,
 }
 
 /// Moments on the shared clock, in nanoseconds.
@@ -63,6 +75,9 @@ pub trait Workload: Conversation {
     /// Says what is due, and returns when something is due next.
     fn drive(&mut self, now_ns: u64, outboxes: &mut Outboxes) -> u64;
 
+    /// Sends nothing that is due later than now.
+    fn stop(&mut self, now_ns: u64);
+
     /// Nothing more will be sent.
     fn has_sent_all(&self) -> bool;
 
@@ -79,26 +94,33 @@ pub struct Measured {
     pub latencies: Vec<(&'static str, Histogram<u64>)>,
     /// Deliveries in each second of the window.
     pub per_second: Vec<u64>,
+    /// Latencies of what was to be sent in each second of the window.
+    pub timeline: Timeline,
     /// What the server said when it first refused a message.
     pub first_refusal: Option<String>,
 }
 
 /// The whole of a run.
+#[derive(Clone)]
 pub struct Outcome {
+    pub connections: usize,
     pub measured: Measured,
     pub threads: Vec<Shares>,
     pub losses: Losses,
     pub opening: Duration,
     /// The measured window as it was.
     pub window: Duration,
+    /// Where it began, on the clock of the plan.
+    pub measured_from_ns: u64,
 }
 
 struct ThreadOutcome {
     measured: Measured,
     shares: Shares,
     losses: Losses,
-    ready_ns: u64,
+    opening_ns: u64,
     window_ns: u64,
+    measured_from_ns: u64,
 }
 
 /// Where threads wait for each other.
@@ -131,12 +153,52 @@ impl PerSecond {
     }
 }
 
+/// Latencies by the second of the window in which a message was to be sent, in microseconds to two
+/// digits: a second costs little memory.
+#[derive(Clone, Debug, Default)]
+pub struct Timeline(pub Vec<Histogram<u64>>);
+
+impl Timeline {
+    /// Notes the latency of a message that was to be sent at `intended_ns`, in the window.
+    pub fn record(&mut self, intended_ns: u64, latency_ns: u64, schedule: &Schedule) {
+        if intended_ns < schedule.measure_from_ns || intended_ns >= schedule.end_ns {
+            return;
+        }
+        let second = ((intended_ns - schedule.measure_from_ns) / NS_PER_S) as usize;
+        if self.0.len() <= second {
+            self.0.resize_with(second + 1, second_histogram);
+        }
+        self.0[second].saturating_record(latency_ns / 1_000);
+    }
+
+    /// All latencies of these seconds.
+    pub fn between(&self, seconds: Range<usize>) -> Histogram<u64> {
+        let mut all = second_histogram();
+        let chosen = self.0.iter().skip(seconds.start).take(seconds.len());
+        chosen.for_each(|second| all.add(second).expect("the bounds are the same"));
+        all
+    }
+
+    fn add(&mut self, other: &Timeline) {
+        if self.0.len() < other.0.len() {
+            self.0.resize_with(other.0.len(), second_histogram);
+        }
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            mine.add(theirs).expect("the bounds are the same");
+        }
+    }
+}
+
+fn second_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX / 1_000, 2).expect("the bounds are constants")
+}
+
 /// Runs the workloads that `make` returns for ranges of connections.
 pub fn run<W: Workload>(
     plan: &Plan,
     make: impl Fn(Range<usize>) -> W + Sync,
 ) -> anyhow::Result<Outcome> {
-    let clock = Clock(Instant::now());
+    let clock = plan.clock;
     let ranges = deal(plan);
     let gate = Gate {
         missing: AtomicUsize::new(ranges.len()),
@@ -160,7 +222,7 @@ pub fn run<W: Workload>(
         };
         threads.into_iter().map(join).collect()
     });
-    merge(outcomes)
+    merge(plan.connections, outcomes)
 }
 
 /// Ranges of connections, as even as groups allow.
@@ -179,6 +241,8 @@ fn run_thread<W: Workload>(
     gate: &Gate,
 ) -> anyhow::Result<ThreadOutcome> {
     let mut fleet = Fleet::new(plan.target.clone(), range, clock)?;
+    // The clock may have run for a long time: these connections may join others.
+    let began_ns = clock.now_ns();
     let opening_max = OPENING_MAX + OPENING_MAX_EACH * plan.connections as u32;
     while !(fleet.is_open() && workload.is_ready()) {
         fleet.open_more()?;
@@ -187,16 +251,17 @@ fn run_thread<W: Workload>(
         if let Some(reason) = &losses.first_reason {
             bail!("{}: a connection ended at once: {reason}", plan.target.name);
         }
-        if clock.0.elapsed() > opening_max {
+        if clock.now_ns() - began_ns > opening_max.as_nanos() as u64 {
             bail!("{}: not all connections are open after {opening_max:?}", plan.target.name);
         }
     }
-    let ready_ns = clock.now_ns();
+    let opening_ns = clock.now_ns() - began_ns;
     let start_ns = wait_for_others(gate, &mut fleet, &mut workload, clock)?;
     let measure_from_ns = start_ns + plan.warmup.as_nanos() as u64;
     let end_ns = measure_from_ns.saturating_add(plan.window.as_nanos() as u64);
     let schedule = Schedule { start_ns, measure_from_ns, end_ns };
-    let (shares, window_ns) = send_all(&mut fleet, &mut workload, clock, schedule)?;
+    plan.signals.has_begun.store(true, Ordering::Release);
+    let (shares, window_ns) = send_all(&mut fleet, &mut workload, plan, schedule)?;
     let drain_end_ns = clock.now_ns() + plan.drain_max.as_nanos() as u64;
     while !workload.is_settled() && clock.now_ns() < drain_end_ns {
         if fleet.losses().count == fleet.count() {
@@ -205,7 +270,9 @@ fn run_thread<W: Workload>(
         fleet.turn(&mut workload, TURN_MAX)?;
     }
     let losses = fleet.losses().clone();
-    Ok(ThreadOutcome { measured: workload.finish(), shares, losses, ready_ns, window_ns })
+    let measured = workload.finish();
+    let measured_from_ns = measure_from_ns;
+    Ok(ThreadOutcome { measured, shares, losses, opening_ns, window_ns, measured_from_ns })
 }
 
 /// Keeps the connections alive until every thread is ready; returns the common start.
@@ -233,9 +300,10 @@ fn wait_for_others<W: Workload>(
 fn send_all<W: Workload>(
     fleet: &mut Fleet,
     workload: &mut W,
-    clock: Clock,
+    plan: &Plan,
     schedule: Schedule,
 ) -> anyhow::Result<(Shares, u64)> {
+    let clock = plan.clock;
     loop {
         let wait_ns = schedule.start_ns.saturating_sub(clock.now_ns());
         if wait_ns == 0 {
@@ -250,25 +318,39 @@ fn send_all<W: Workload>(
         if measured_from.is_none() && now_ns >= schedule.measure_from_ns {
             measured_from = Some((ThreadTime::read(now_ns), now_ns));
         }
+        if plan.signals.stop.load(Ordering::Acquire) {
+            workload.stop(now_ns);
+        }
         let due_ns = workload.drive(now_ns, fleet.outboxes());
         let wait = Duration::from_nanos(due_ns.saturating_sub(clock.now_ns())).min(TURN_MAX);
         fleet.turn(workload, wait)?;
     }
     let now_ns = clock.now_ns();
     let (from, from_ns) = measured_from.unwrap_or((ThreadTime::read(now_ns), now_ns));
-    Ok((from.until(ThreadTime::read(now_ns)), now_ns.min(schedule.end_ns) - from_ns))
+    Ok((from.until(ThreadTime::read(now_ns)), now_ns.min(schedule.end_ns).saturating_sub(from_ns)))
 }
 
-fn merge(outcomes: Vec<anyhow::Result<ThreadOutcome>>) -> anyhow::Result<Outcome> {
+fn merge(
+    connections: usize,
+    outcomes: Vec<anyhow::Result<ThreadOutcome>>,
+) -> anyhow::Result<Outcome> {
     let mut merged: Option<Outcome> = None;
     for outcome in outcomes {
         let thread = outcome?;
         let window = Duration::from_nanos(thread.window_ns);
-        let opening = Duration::from_nanos(thread.ready_ns);
+        let opening = Duration::from_nanos(thread.opening_ns);
         match &mut merged {
             None => {
-                let ThreadOutcome { measured, shares, losses, .. } = thread;
-                merged = Some(Outcome { measured, threads: vec![shares], losses, opening, window });
+                let ThreadOutcome { measured, shares, losses, measured_from_ns, .. } = thread;
+                merged = Some(Outcome {
+                    connections,
+                    measured,
+                    threads: vec![shares],
+                    losses,
+                    opening,
+                    window,
+                    measured_from_ns,
+                });
             }
             Some(all) => {
                 all.measured.add(&thread.measured);
@@ -296,6 +378,7 @@ impl Measured {
         for (mine, theirs) in self.per_second.iter_mut().zip(&other.per_second) {
             *mine += theirs;
         }
+        self.timeline.add(&other.timeline);
         self.first_refusal = self.first_refusal.take().or_else(|| other.first_refusal.clone());
     }
 }
@@ -303,6 +386,7 @@ impl Measured {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     fn plan(connections: usize, threads: usize, group: usize) -> Plan {
         Plan {
@@ -313,6 +397,8 @@ mod tests {
             window: Duration::ZERO,
             drain_max: Duration::ZERO,
             group,
+            clock: Clock(Instant::now()),
+            signals: Arc::default(),
         }
     }
 
@@ -337,6 +423,23 @@ mod tests {
     }
 
     #[test]
+    fn latencies_are_kept_by_the_second_of_the_intended_time() {
+        let schedule = Schedule { start_ns: 0, measure_from_ns: 10, end_ns: 10 + 3 * NS_PER_S };
+        let mut timeline = Timeline::default();
+        timeline.record(9, 5_000_000, &schedule);
+        timeline.record(10, 1_000_000, &schedule);
+        timeline.record(10 + 2 * NS_PER_S, 9_000_000, &schedule);
+        timeline.record(10 + 3 * NS_PER_S, 5_000_000, &schedule);
+        let counts: Vec<u64> = timeline.0.iter().map(Histogram::len).collect();
+        assert_eq!(counts, [1, 0, 1]);
+        assert!((980..1_020).contains(&timeline.between(0..2).max()));
+        let mut all = Timeline::default();
+        all.add(&timeline);
+        all.add(&timeline);
+        assert_eq!(all.between(0..3).len(), 4);
+    }
+
+    #[test]
     fn threads_add_up() {
         let mut one = latency_histogram();
         one.record(1_000).expect("in bounds");
@@ -345,6 +448,7 @@ mod tests {
             accounts,
             latencies: vec![("echo", one.clone())],
             per_second,
+            timeline: Timeline::default(),
             first_refusal: None,
         };
         let mut all = part(vec![1]);

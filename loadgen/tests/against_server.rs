@@ -115,6 +115,110 @@ fn chat_accounts_for_every_message_to_its_receipt() {
 }
 
 #[test]
+fn a_server_that_dies_under_load_is_a_failure_and_is_reported() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let (json, html) = (data.path().join("r.json"), data.path().join("r.html"));
+    let folder = data.path().join("data");
+    let folder = folder.to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "1", "--data", folder], "ready");
+    let load = Command::new(LOADGEN)
+        .args(["chat", "--target", &server.address, "--connections", "20", "--rate", "200"])
+        .args(["--seconds", "3", "--drain", "1"])
+        .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the generator can be executed");
+    thread::sleep(Duration::from_secs(2));
+    drop(server);
+    let output = load.wait_with_output().expect("it ends by itself");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: ") && !said.contains("verified"), "{said}");
+    let report = std::fs::read(&json).expect("it wrote its report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("it is JSON");
+    assert!(report["failures"].as_array().is_some_and(|failures| !failures.is_empty()));
+    assert!(std::fs::read_to_string(&html).expect("it wrote its page").contains("Failed: "));
+}
+
+#[test]
+fn messages_may_begin_long_after_the_crowd() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let data = data.path().to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "1", "--data", data], "ready");
+    // Longer than the time that 20 connections may take to open.
+    let arguments = "--connections 60 --rate 10 --quiet 11 --seconds 1";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let (_, report) = server.load("idle", &arguments);
+    assert!(report["accounts"]["delivered"].as_u64().is_some_and(|count| count >= 10));
+}
+
+#[test]
+fn crowds_stand_are_cut_come_and_go_and_stop_reading() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let data = data.path().to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "2", "--data", data], "ready");
+    let pid = server.child.id().to_string();
+    let load = |scenario: &str, arguments: &str| {
+        let crowd = format!("--connections 120 --per-ring 40 --seconds 1.5 --server-pid {pid}");
+        let arguments = format!("{crowd} {arguments}");
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        server.load(scenario, &arguments).1
+    };
+    let idle = load("idle", "--rate 10 --quiet 0.5");
+    assert_eq!(idle["crowd"]["open_at_end"], 100, "20 connections carry messages: {idle}");
+    assert_eq!(idle["crowd"]["rings"], 3);
+    assert!(idle["accounts"]["delivered"].as_u64().is_some_and(|count| count >= 10));
+    assert!(figure(&idle, "connections open") == Some(100.0));
+    assert!(figure(&idle, "edge: user memory per connection").is_some());
+    let storm = load("storm", "--rate 10 --spread 0.2");
+    assert_eq!(storm["crowd"]["cut"], 100);
+    assert_eq!(storm["crowd"]["opened"], 200);
+    assert!(figure(&storm, "all of them back after").is_some_and(|seconds| seconds > 0.0));
+    let churn = load("churn", "--rate 100");
+    assert!(churn["crowd"]["cut"].as_u64().is_some_and(|count| count >= 20), "{churn}");
+    assert_eq!(churn["crowd"]["open_at_end"], 120);
+    let slow = load("slow", "--rate 200 --chat-rate 10 --calm 0.5 --size 2000");
+    let accounts = &slow["accounts"];
+    assert!(accounts["delivered"].as_u64().is_some_and(|count| count >= 100), "{accounts}");
+    assert_eq!(accounts["sent"], accounts["delivered"], "{accounts}");
+}
+
+#[test]
+fn the_whole_proof_is_one_command_small() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (json, html) = (directory.path().join("m.json"), directory.path().join("m.html"));
+    let scenario = directory.path().join("small.toml");
+    let text = "mode = \"million\"\nconnections = 300\nrate = 20\nquiet = 0.5\nseconds = 1.5\n";
+    std::fs::write(&scenario, text).expect("written");
+    let output = Command::new(LOADGEN)
+        .env_remove("CARGO")
+        .args(["--scenario".as_ref(), scenario.as_os_str(), "--connections".as_ref()])
+        .args(["200".as_ref(), "--aldis".as_ref(), aldis().as_os_str()])
+        .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
+        .output()
+        .expect("the generator can be executed");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report = std::fs::read(&json).expect("it wrote its report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("it is JSON");
+    assert_eq!(report["connections"], 200, "flags go before the file");
+    assert_eq!(figure(&report, "connections open"), Some(160.0));
+    for name in ["edge", "sequencer", "store"] {
+        let memory = figure(&report, &format!("{name}: user memory per connection"));
+        assert!(memory.is_some(), "{name} in {said}");
+    }
+    let page = std::fs::read_to_string(&html).expect("it wrote its page");
+    assert!(page.contains("<svg") && page.ends_with("</html>\n"));
+}
+
+fn figure(report: &serde_json::Value, name: &str) -> Option<f64> {
+    let figures = report["figures"].as_array()?;
+    figures.iter().find(|figure| figure["name"] == name)?["value"].as_f64()
+}
+
+#[test]
 fn a_server_that_is_not_there_or_is_another_one_is_an_error_in_words() {
     let error = |scenario: &str, target: &str| {
         let arguments = [scenario, "--target", target, "--connections", "2"];

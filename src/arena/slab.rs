@@ -18,6 +18,8 @@ pub struct Slab<T> {
     values: slab::Slab<T>,
     /// Outlives the values, which is why it is beside them. Zero pages until a slot is first freed.
     generations: Vec<u32>,
+    /// Slots that were ever in use: those from the lowest up to this one.
+    touched_count: usize,
     stale_count: Cell<u64>,
 }
 
@@ -29,6 +31,7 @@ impl<T> Slab<T> {
         Slab {
             values: slab::Slab::with_capacity(capacity),
             generations: vec![0; capacity],
+            touched_count: 0,
             stale_count: Cell::new(0),
         }
     }
@@ -46,13 +49,14 @@ impl<T> Slab<T> {
         }
         generations.resize(capacity, 0);
         let count = values.len();
+        let touched_count = values.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0);
         let slots = values.into_iter().map(|(slot, value)| (slot as usize, value));
         let mut values: slab::Slab<T> = slots.collect();
         if values.len() != count {
             return None;
         }
         values.reserve(capacity - values.len());
-        Some(Slab { values, generations, stale_count: Cell::new(0) })
+        Some(Slab { values, generations, touched_count, stale_count: Cell::new(0) })
     }
 
     /// Of each slot, up to the last one that has been in use.
@@ -77,6 +81,7 @@ impl<T> Slab<T> {
         let slot = vacant.key();
         let key = Key { slot: slot as u32, generation: self.generations[slot] };
         vacant.insert(make(key));
+        self.touched_count = self.touched_count.max(slot + 1);
         Some(key)
     }
 
@@ -149,6 +154,11 @@ impl<T> Slab<T> {
 
     pub fn capacity(&self) -> usize {
         self.generations.len()
+    }
+
+    /// Slots that were ever in use, from the lowest: so many have memory.
+    pub fn touched_count(&self) -> usize {
+        self.touched_count
     }
 
     /// How often a key was used whose value was gone.

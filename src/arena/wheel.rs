@@ -98,6 +98,11 @@ impl Wheel {
         self.count == 0
     }
 
+    /// Bytes of memory that were ever in use.
+    pub fn size(&self) -> usize {
+        size_of_val(&*self.entries) + size_of_val(&*self.buckets)
+    }
+
     fn expire_bucket(&mut self, bucket: usize, expired: &mut Vec<Key>) {
         let mut index = std::mem::replace(&mut self.buckets[bucket], NONE);
         while index != NONE {

@@ -17,13 +17,21 @@ use super::failure::Usage;
 use super::identity::IdentitySettings;
 use super::up::UpOptions;
 use crate::admin::AdminOptions;
+use crate::edge::admission::AdmissionOptions;
 use crate::edge::echo::EchoOptions;
+use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
+use crate::edge::tiers::Tiers;
+use crate::ring::kernel::Descriptors;
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
 
 const HEARTBEAT_MS_DEFAULT: u32 = 30_000;
+/// What a provider gives one household, or less.
+const IPV6_PREFIX_DEFAULT: u8 = 64;
+/// The rest is for the kernel, and for what runs beside.
+const MEMORY_BUDGET_DEFAULT: &str = "75%";
 /// Any free port, for nobody but this machine.
 const ANY_LOOPBACK: Endpoint = Endpoint(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 /// A secret that is shorter can be guessed.
@@ -145,11 +153,38 @@ pub struct EdgeSettings {
     /// Silence after which a client is pinged, in milliseconds. Default: 30000
     #[arg(long, env = "ALDIS_EDGE_HEARTBEAT_MS", value_name = "MS")]
     heartbeat_ms: Option<u32>,
+    /// Where sockets live: direct (in the rings' tables; Linux 6.13) or ordinary (in that of the
+    /// process; Linux 6.1). Default: direct where the kernel can
+    #[arg(long, env = "ALDIS_EDGE_DESCRIPTORS", value_name = "KIND")]
+    descriptors: Option<String>,
+    /// Receives, each soon after the one before, that make a connection busy: its receive stays
+    /// armed (864 bytes of kernel memory) instead of a poll (256). 0: all do. Default: 4
+    #[arg(long, env = "ALDIS_EDGE_BUSY_AFTER", value_name = "N")]
+    busy_after: Option<u8>,
+    /// Silence that ends it, in milliseconds. Default: 2000
+    #[arg(long, env = "ALDIS_EDGE_BUSY_QUIET_MS", value_name = "MS")]
+    busy_quiet_ms: Option<u32>,
     /// Compress messages (permessage-deflate) with clients that offer it. Ciphertext does not get
     /// smaller. Default: false
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Connections at a time; 0: as many as the machine allows. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_CONNECTIONS", value_name = "N")]
+    connections: Option<u32>,
+    /// New connections a second; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_HANDSHAKES_PER_SECOND", value_name = "N")]
+    handshakes_per_second: Option<u32>,
+    /// Connections of one client address at a time, in each shard; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_EDGE_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    connections_per_address: Option<u32>,
+    /// IPv6 addresses that share so many first bits are one. Default: 64
+    #[arg(long, env = "ALDIS_EDGE_IPV6_PREFIX", value_name = "BITS")]
+    ipv6_prefix: Option<u8>,
+    /// Memory that this may use, with that of the kernel for its sockets: bytes (512M, 4G), or a
+    /// share of what there is (75%). Clients are refused before it is used up. Default: 75%
+    #[arg(long, env = "ALDIS_EDGE_MEMORY_BUDGET", value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -240,6 +275,9 @@ pub struct EchoSettings {
     /// Compress messages (permessage-deflate) with clients that offer it.
     #[arg(long)]
     pub deflate: bool,
+    /// Where sockets live: direct or ordinary, as with `aldis edge`.
+    #[arg(long, value_name = "KIND", default_value_t = kernel_descriptors())]
+    pub descriptors: String,
 }
 
 impl RepairSettings {
@@ -346,7 +384,15 @@ impl EdgeSettings {
             handover: self.handover.or(file.handover),
             take_over: self.take_over,
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            descriptors: self.descriptors.or(file.descriptors),
+            busy_after: self.busy_after.or(file.busy_after),
+            busy_quiet_ms: self.busy_quiet_ms.or(file.busy_quiet_ms),
             deflate: self.deflate.or(file.deflate),
+            connections: self.connections.or(file.connections),
+            handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
+            connections_per_address: self.connections_per_address.or(file.connections_per_address),
+            ipv6_prefix: self.ipv6_prefix.or(file.ipv6_prefix),
+            memory_budget: self.memory_budget.or(file.memory_budget),
             print_config: self.print_config,
         }
     }
@@ -359,7 +405,15 @@ impl EdgeSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("edge-1".to_owned())),
             heartbeat_ms: self.heartbeat_ms.or(Some(HEARTBEAT_MS_DEFAULT)),
+            descriptors: self.descriptors.or_else(|| Some(kernel_descriptors())),
+            busy_after: self.busy_after.or(Some(Tiers::default().promote_after)),
+            busy_quiet_ms: self.busy_quiet_ms.or(Some(Tiers::default().quiet_ms as u32)),
             deflate: self.deflate.or(Some(false)),
+            connections: self.connections.or(Some(0)),
+            handshakes_per_second: self.handshakes_per_second.or(Some(0)),
+            connections_per_address: self.connections_per_address.or(Some(0)),
+            ipv6_prefix: self.ipv6_prefix.or(Some(IPV6_PREFIX_DEFAULT)),
+            memory_budget: self.memory_budget.or_else(|| Some(MEMORY_BUDGET_DEFAULT.to_owned())),
             ..self
         }
     }
@@ -375,6 +429,24 @@ impl EdgeSettings {
         };
         let auth = identity.auth(listen)?;
         let shards = check_shards(needed(self.shards, "edge", "shards")?)?;
+        let admission = AdmissionOptions {
+            handshakes_per_second: needed(
+                self.handshakes_per_second,
+                "edge",
+                "handshakes-per-second",
+            )?,
+            shards: shards as u32,
+            connections_per_address: needed(
+                self.connections_per_address,
+                "edge",
+                "connections-per-address",
+            )?,
+            ipv6_prefix: check_prefix(needed(self.ipv6_prefix, "edge", "ipv6-prefix")?)?,
+        };
+        let tiers = Tiers {
+            promote_after: needed(self.busy_after, "edge", "busy-after")?,
+            quiet_ms: check_quiet(needed(self.busy_quiet_ms, "edge", "busy-quiet-ms")?)?,
+        };
         Ok(EdgeOptions {
             name: needed(self.name, "edge", "name")?,
             listen,
@@ -388,7 +460,12 @@ impl EdgeSettings {
             handover: self.handover,
             is_successor: self.take_over,
             heartbeat_ms: check_heartbeat(needed(self.heartbeat_ms, "edge", "heartbeat-ms")?)?,
+            descriptors: check_descriptors(&needed(self.descriptors, "edge", "descriptors")?)?,
+            tiers,
             deflate: needed(self.deflate, "edge", "deflate")?,
+            connections: needed(self.connections, "edge", "connections")? as usize,
+            admission,
+            memory_budget: check_budget(&needed(self.memory_budget, "edge", "memory-budget")?)?,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
     }
@@ -464,8 +541,9 @@ impl StoreSettings {
 
 impl EchoSettings {
     pub fn into_options(self) -> Result<EchoOptions, Usage> {
-        let EchoSettings { listen, shards, deflate } = self;
-        Ok(EchoOptions { listen: listen.0, shards: check_shards(shards)?, deflate })
+        let EchoSettings { listen, shards, deflate, descriptors } = self;
+        let (shards, descriptors) = (check_shards(shards)?, check_descriptors(&descriptors)?);
+        Ok(EchoOptions { listen: listen.0, shards, deflate, descriptors })
     }
 }
 
@@ -529,6 +607,34 @@ fn check_heartbeat(heartbeat_ms: u32) -> Result<u32, Usage> {
     }
     Err(Usage(format!(
         "--heartbeat-ms {heartbeat_ms}: it must be 100 to 3600000; the default is 30000"
+    )))
+}
+
+fn check_prefix(bits: u8) -> Result<u8, Usage> {
+    if (1..=128).contains(&bits) {
+        return Ok(bits);
+    }
+    Err(Usage(format!("--ipv6-prefix {bits}: it must be 1 to 128; the default is 64")))
+}
+
+fn check_budget(text: &str) -> Result<MemoryBudget, Usage> {
+    text.parse().map_err(|error| Usage(format!("--memory-budget {error}")))
+}
+
+fn kernel_descriptors() -> String {
+    Descriptors::of_this_kernel().name().to_owned()
+}
+
+fn check_descriptors(text: &str) -> Result<Descriptors, Usage> {
+    text.parse().map_err(|error| Usage(format!("--descriptors {error}")))
+}
+
+fn check_quiet(quiet_ms: u32) -> Result<u64, Usage> {
+    if (100..=3_600_000).contains(&quiet_ms) {
+        return Ok(quiet_ms.into());
+    }
+    Err(Usage(format!(
+        "--busy-quiet-ms {quiet_ms}: it must be 100 to 3600000; the default is 2000"
     )))
 }
 

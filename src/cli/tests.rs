@@ -5,6 +5,8 @@ use clap::error::ErrorKind;
 
 use super::file::ConfigurationFile;
 use super::*;
+use crate::edge::admission::AdmissionOptions;
+use crate::edge::ledger::MemoryBudget;
 
 fn edge_settings(arguments: &[&str]) -> EdgeSettings {
     let mut line = vec!["aldis", "edge"];
@@ -63,6 +65,62 @@ fn compression_is_off_unless_it_is_turned_on() {
     ] {
         let options = edge_settings(flags).over(file(line)).filled().into_options().unwrap();
         assert_eq!(options.deflate, expected, "{flags:?} {line}");
+    }
+}
+
+#[test]
+fn the_memory_budget_is_a_share_unless_it_is_given() {
+    let secret = secret_file();
+    let file = |line: &str| {
+        let text = format!(
+            "[edge]\nlisten = \"127.0.0.1:1\"\nsequencer = \"127.0.0.1:2\"\nauth = \"dev\"\n\
+             secret-file = {:?}\n{line}\n",
+            secret.path()
+        );
+        ConfigurationFile::parse("aldis.toml", &text).unwrap().edge
+    };
+    let (flag, line) = (&["--memory-budget", "4G"][..], "memory-budget = \"50%\"");
+    for (flags, line, expected) in [
+        (&[][..], "", MemoryBudget::Percent(75)),
+        (&[], line, MemoryBudget::Percent(50)),
+        (flag, line, MemoryBudget::Bytes(4 << 30)),
+    ] {
+        let options = edge_settings(flags).over(file(line)).filled().into_options().unwrap();
+        assert_eq!(options.memory_budget, expected, "{flags:?} {line}");
+    }
+    let wrong = edge_settings(&["--memory-budget", "1M"]).over(file("")).filled();
+    let said = wrong.into_options().err().expect("too little").0;
+    assert!(said.contains("--memory-budget") && said.contains("16M"), "{said}");
+}
+
+#[test]
+fn admission_has_no_limits_unless_they_are_given() {
+    let secret = secret_file();
+    let file = |text: &str| ConfigurationFile::parse("aldis.toml", text).unwrap().edge;
+    let bare = format!(
+        "[edge]\nlisten = \"127.0.0.1:1\"\nsequencer = \"127.0.0.1:2\"\nauth = \"dev\"\n\
+         shards = 3\nsecret-file = {:?}\n",
+        secret.path()
+    );
+    let options = edge_settings(&[]).over(file(&bare)).filled().into_options().unwrap();
+    assert_eq!(options.connections, 0);
+    let none = AdmissionOptions { shards: 3, ..AdmissionOptions::default() };
+    assert_eq!(options.admission, none);
+    let given = format!("{bare}handshakes-per-second = 500\nconnections-per-address = 7\n");
+    let flags = ["--connections-per-address", "9", "--ipv6-prefix", "56", "--connections", "50"];
+    let options = edge_settings(&flags).over(file(&given)).filled().into_options().unwrap();
+    assert_eq!(options.connections, 50);
+    let expected = AdmissionOptions {
+        handshakes_per_second: 500,
+        shards: 3,
+        connections_per_address: 9,
+        ipv6_prefix: 56,
+    };
+    assert_eq!(options.admission, expected);
+    for bits in ["0", "129"] {
+        let wrong = edge_settings(&["--ipv6-prefix", bits]).over(file(&bare)).filled();
+        let refused = wrong.into_options().err().expect("no such prefix");
+        assert!(refused.to_string().contains("it must be 1 to 128"), "{refused}");
     }
 }
 

@@ -43,8 +43,19 @@ pub enum End {
     Slow,
     /// The socket ended or failed without a close frame.
     Lost,
+    /// The memory budget is used up, and the client made it hold more.
+    Memory,
     /// The shard stops.
     Stopping,
+}
+
+/// Memory of an application, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// For its connections.
+    pub sessions: usize,
+    /// For what they asked.
+    pub operations: usize,
 }
 
 /// The logic of one shard. Everything is called on the shard's thread; nothing may block.
@@ -95,6 +106,11 @@ pub trait Application<R: Ring> {
     /// The shard stands still, for another process to go on: lets go of what the ring does for the
     /// application. Afterwards either this process turns again, or it does not turn any more.
     fn standing_still(&mut self, _now: Now, _ring: &mut R) {}
+
+    /// What it holds now. Once a turn.
+    fn held(&self) -> Held {
+        Held::default()
+    }
 
     /// When the application wants a turn at the latest, in monotonic microseconds.
     fn next_deadline_us(&self) -> Option<u64> {

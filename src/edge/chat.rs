@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::application::{Application, ConnectionId, Decision, End, Message};
+use super::application::{Application, ConnectionId, Decision, End, Held, Message};
 use super::connections::{Connections, SendError};
 use super::handover::ChatState;
 use super::identity::Admitted;
+use super::ledger::{Class, Pressure};
 use super::router::{self, ClientState, Clients, Router, Surroundings};
 use super::site::{Answer, Site};
 use super::ticket::Tickets;
@@ -241,6 +242,10 @@ impl<R: Ring> Application<R> for Chat {
         self.links.hang_up(ring);
     }
 
+    fn held(&self) -> Held {
+        self.router.held()
+    }
+
     fn next_deadline_us(&self) -> Option<u64> {
         Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
     }
@@ -269,5 +274,17 @@ impl Clients for Connections {
 
     fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str) {
         self.cut(id, code, reason, End::Slow);
+    }
+
+    fn pressure(&self) -> Pressure {
+        self.ledger().pressure()
+    }
+
+    fn memory_left(&self) -> usize {
+        self.ledger().free()
+    }
+
+    fn may_queue(&self) -> bool {
+        self.ledger().has_room(Class::Queues)
     }
 }

@@ -57,7 +57,7 @@ pub struct Connection {
     pub since_ms: u64,
     /// When the wheel looks at this connection next. In monotonic milliseconds.
     pub timer_ms: u64,
-    /// The slot in the ring's socket table.
+    /// What the accept yielded ([`crate::ring::Ring::accepted`]).
     pub socket: u32,
     pub phase: Phase,
     pub listening: Listening,
@@ -71,14 +71,37 @@ pub struct ArrivingRequest {
     pub size_needed: Option<usize>,
 }
 
+impl ArrivingRequest {
+    /// All memory held.
+    pub fn held_size(&self) -> usize {
+        size_of::<ArrivingRequest>() + self.bytes.capacity()
+    }
+}
+
 /// A slot, its bookkeeping in the slab (8 bytes and a generation) and its entry on the wheel (16
 /// bytes): an idle connection is to cost at most 128 bytes.
 const _: () = assert!(size_of::<Connection>() + 8 + 4 + 16 <= 128);
 
+/// What the kernel waits for on a connection's socket. See `tiers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Armed {
+    #[default]
+    Nothing,
+    /// A poll: the idle tier.
+    Poll,
+    /// A receive that yields once.
+    Once,
+    /// A multishot receive: the busy tier.
+    Stream,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flags {
-    /// A multishot receive is armed.
-    pub is_receiving: bool,
+    pub armed: Armed,
+    /// Of the busy tier.
+    pub is_busy: bool,
+    /// Receives one soon after the other.
+    pub run: u8,
     /// Listed to be flushed at the end of this turn.
     pub is_dirty: bool,
     /// The application wants to hear when the queue is empty.
@@ -91,6 +114,8 @@ pub struct Flags {
     pub is_peer_done: bool,
     /// The socket is closed with RST.
     pub is_reset: bool,
+    /// It was not let in: see [`super::admission`].
+    pub is_refused: bool,
     /// The logarithm of the window for compressed messages to this client; 0 without compression.
     pub deflate_window_bits: u8,
 }
@@ -107,6 +132,10 @@ pub struct Outbound {
     control: Vec<u8>,
     /// Bytes under way.
     pub sending: usize,
+    /// What they lie in, which the ring has.
+    pub sending_capacity: usize,
+    /// What the ledger knows of this queue.
+    pub counted: usize,
     /// When the send under way was begun. In monotonic milliseconds.
     pub sending_since_ms: u64,
 }
@@ -122,9 +151,22 @@ impl Outbound {
         self.control.len() + self.queue.len() - self.taken
     }
 
-    /// Memory held beside the struct itself.
+    /// Memory held beside the struct itself, without what the ring has.
     pub fn capacity(&self) -> usize {
         self.queue.capacity() + self.control.capacity()
+    }
+
+    /// All memory held.
+    pub fn held_size(&self) -> usize {
+        size_of::<Outbound>() + self.capacity() + self.sending_capacity
+    }
+
+    /// Gives back what is held beyond what waits.
+    pub fn shrink(&mut self) {
+        self.queue.drain(..self.taken);
+        self.taken = 0;
+        self.queue.shrink_to_fit();
+        self.control.shrink_to_fit();
     }
 
     /// Queues a data frame.
@@ -230,6 +272,15 @@ impl Outbound {
     }
 }
 
+/// How long an open connection may be silent, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Before it is pinged; twice that ends it.
+    pub heartbeat_ms: u64,
+    /// Before it leaves the busy tier.
+    pub quiet_ms: u64,
+}
+
 /// What to do with a connection whose time has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -241,16 +292,18 @@ pub enum Due {
     Finish,
     /// Ping.
     Ping,
+    /// Leave the busy tier.
+    Calm,
     /// Close with a reason.
     Cut(End),
 }
 
 impl Connection {
-    /// What is due at `now_ms`, with `heartbeat_ms` of silence before a ping.
-    pub fn due(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+    /// What is due at `now_ms`.
+    pub fn due(&self, now_ms: u64, pace: Pace) -> Due {
         match self.phase {
             Phase::Request => after(now_ms, self.since_ms + HANDSHAKE_MS, Due::Abandon),
-            Phase::Open => self.due_open(now_ms, heartbeat_ms),
+            Phase::Open => self.due_open(now_ms, pace),
             Phase::Closing => match &self.outbound {
                 None => after(now_ms, self.since_ms + CLOSE_MS, Due::Finish),
                 Some(_) if self.flags.is_cut => {
@@ -262,21 +315,31 @@ impl Connection {
         }
     }
 
-    fn due_open(&self, now_ms: u64, heartbeat_ms: u64) -> Due {
+    fn due_open(&self, now_ms: u64, pace: Pace) -> Due {
         let heartbeat = if self.flags.is_pinged {
-            after(now_ms, self.since_ms + 2 * heartbeat_ms, Due::Cut(End::Silent))
+            after(now_ms, self.since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
         } else {
-            after(now_ms, self.since_ms + heartbeat_ms, Due::Ping)
+            after(now_ms, self.since_ms + pace.heartbeat_ms, Due::Ping)
+        };
+        let calm = match self.flags.is_busy {
+            true => after(now_ms, self.since_ms.saturating_add(pace.quiet_ms), Due::Calm),
+            false => Due::At(u64::MAX),
         };
         let sending = self.outbound.as_ref().filter(|outbound| outbound.sending > 0);
-        let Some(outbound) = sending else {
-            return heartbeat;
-        };
-        let progress_ms = outbound.sending_since_ms + PROGRESS_MS;
-        match (after(now_ms, progress_ms, Due::Cut(End::Slow)), heartbeat) {
-            (Due::At(progress_ms), Due::At(heartbeat_ms)) => Due::At(progress_ms.min(heartbeat_ms)),
-            (Due::At(_), heartbeat) => heartbeat,
-            (slow, _) => slow,
+        let slow = sending.map_or(Due::At(u64::MAX), |outbound| {
+            after(now_ms, outbound.sending_since_ms + PROGRESS_MS, Due::Cut(End::Slow))
+        });
+        slow.or(calm).or(heartbeat)
+    }
+}
+
+impl Due {
+    /// This one if it is due by now, else the other, else the earlier of both.
+    fn or(self, other: Due) -> Due {
+        match (self, other) {
+            (Due::At(one_ms), Due::At(other_ms)) => Due::At(one_ms.min(other_ms)),
+            (Due::At(_), other) => other,
+            (due, _) => due,
         }
     }
 }

@@ -1,12 +1,19 @@
 //! The connections of one shard: what an application may do with them, and what the shard does to
 //! them that needs no ring. What is queued here leaves at the end of the turn.
 
+use std::net::SocketAddr;
+
 use crate::arena::{Slab, Wheel};
 use crate::clock::Now;
+use crate::framer::handshake::refusal_response;
 use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 
+use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
-use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Phase};
+use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Pace, Phase};
+use super::holdings::{count_queue, reused};
+use super::ledger::{Class, Grades, Ledger, SocketCost};
+use super::tiers::Tiers;
 
 /// Sizes and times of one shard.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +32,12 @@ pub struct ShardOptions {
     pub drain_ms: u64,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    pub admission: AdmissionOptions,
+    /// What idle and busy connections wait with.
+    pub tiers: Tiers,
+    /// The memory budget of all shards together.
+    pub grades: Grades,
+    pub socket_cost: SocketCost,
 }
 
 impl Default for ShardOptions {
@@ -37,12 +50,21 @@ impl Default for ShardOptions {
             heartbeat_ms: 30_000,
             drain_ms: 2 * CLOSE_MS,
             deflate: false,
+            admission: AdmissionOptions::default(),
+            tiers: Tiers::default(),
+            grades: Grades::default(),
+            socket_cost: SocketCost::default(),
         }
     }
 }
 
 /// Slots beyond `connection_count_max` in which the refused hear 503.
 pub const SPARE_COUNT: usize = 64;
+/// Of all slots, this part may besides be held by those who hear that they are not let in, for one
+/// second each; the refused beyond it are cut off, which costs nothing. So they cannot keep out
+/// those who would be let in.
+const REFUSED_DIVISOR: usize = 16;
+const REFUSED_COUNT_MAX: usize = 4096;
 
 /// Timeouts are kept to this, and a rotation (51 s) holds nearly all of them.
 const WHEEL_TICK_MS: u64 = 100;
@@ -64,8 +86,10 @@ pub enum SendError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub accepted: u64,
-    /// Answered 503, or closed at once, because all slots were taken.
-    pub refused: u64,
+    /// Answered 503 or 429, or closed at once, in the order of [`Reason::ALL`].
+    pub refused: [u64; Reason::ALL.len()],
+    /// Closed because their request was not whole in time.
+    pub timed_out: u64,
     pub opened: u64,
     pub messages: u64,
     pub sends: u64,
@@ -73,10 +97,15 @@ pub struct Counters {
     pub stale: u64,
     /// Receives that ended because no buffer was free.
     pub starved: u64,
+    /// Connections that joined the busy tier, and that left it open.
+    pub promoted: u64,
+    pub calmed: u64,
     pub violations: u64,
     pub silent: u64,
     pub slow: u64,
     pub lost: u64,
+    /// Closed because they made it hold more when the memory budget was used up.
+    pub cut_for_memory: u64,
 }
 
 /// See the module.
@@ -88,19 +117,30 @@ pub struct Connections {
     pub(super) ended: Vec<(ConnectionId, End)>,
     pub(super) drained: Vec<ConnectionId>,
     pub(super) gone: Vec<ConnectionId>,
+    /// Those that have left the busy tier, whose multishot receive is to end.
+    pub(super) calmed: Vec<ConnectionId>,
+    pub(super) busy_count: usize,
+    pub(super) ledger: Ledger,
     /// For all connections that agreed to compression; away while frames are looked at.
     pub(super) inflater: Option<Box<Inflater>>,
     deflater: Option<Box<Deflater>>,
-    slots: Slab<Connection>,
+    pub(super) slots: Slab<Connection>,
+    admission: Admission,
     open_count: usize,
-    wheel: Wheel,
+    refused_count: usize,
+    pub(super) wheel: Wheel,
     due: Vec<ConnectionId>,
     #[expect(
         clippy::vec_box,
         reason = "they move between here and slots, which hold a pointer of them"
     )]
-    queues: Vec<Box<Outbound>>,
-    vectors: Vec<Vec<u8>>,
+    pub(super) queues: Vec<Box<Outbound>>,
+    pub(super) vectors: Vec<Vec<u8>>,
+    /// The slot that is to be shrunk next.
+    pub(super) shrink_slot: u32,
+    pub(super) shrink_after_ms: u64,
+    /// What those hold who were cut since the slots were last begun with.
+    pub(super) cut_size: u64,
 }
 
 impl Connections {
@@ -114,14 +154,22 @@ impl Connections {
             ended: Vec::new(),
             drained: Vec::new(),
             gone: Vec::new(),
+            calmed: Vec::new(),
+            busy_count: 0,
+            ledger: Ledger::new(options.grades),
             inflater: options.deflate.then(Box::default),
             deflater: options.deflate.then(Box::default),
             slots: Slab::with_capacity(capacity),
+            admission: Admission::new(options.admission, now),
             open_count: 0,
+            refused_count: 0,
             wheel: Wheel::new(now.monotonic_ms(), WHEEL_TICK_MS, WHEEL_BUCKETS, capacity),
             due: Vec::new(),
             queues: Vec::new(),
             vectors: Vec::new(),
+            shrink_slot: 0,
+            shrink_after_ms: 0,
+            cut_size: 0,
         }
     }
 
@@ -253,6 +301,8 @@ impl Connections {
         self.slots = Slab::restore(self.slots.capacity(), generations, values)?;
         for id in self.ids() {
             self.open_count += usize::from(self.is_open(id));
+            self.place(id);
+            self.count_restored(id);
             self.arm(id);
         }
         Some(())
@@ -271,14 +321,54 @@ impl Connections {
             listening: Listening::Frames,
             flags: Flags::default(),
         })?;
+        self.place(id);
         self.arm(id);
+        self.count_places();
         Some(id)
+    }
+
+    /// Whether [`Connections::admit`] has use for an address.
+    pub(super) fn wants_addresses(&self) -> bool {
+        self.admission.wants_addresses()
+    }
+
+    /// Lets a connection that was just inserted stay, or tells it why not.
+    pub(super) fn admit(&mut self, id: ConnectionId, peer: Option<SocketAddr>) {
+        let served_count = self.count() - self.refused_count;
+        let admitted = match served_count > self.options.connection_count_max {
+            true => Err(self.admission.full()),
+            false if self.is_memory_short() => Err(self.admission.no_memory()),
+            false => self.admission.admit(self.now, id.slot, peer.map(|peer| peer.ip())),
+        };
+        match admitted {
+            Ok(()) => self.counters.accepted += 1,
+            Err(refused) => self.refuse(id, refused),
+        }
+    }
+
+    fn refuse(&mut self, id: ConnectionId, refused: Refused) {
+        self.counters.refused[refused.reason as usize] += 1;
+        let share = self.options.connection_count_max / REFUSED_DIVISOR;
+        let is_heard = self.refused_count < SPARE_COUNT + share.min(REFUSED_COUNT_MAX);
+        if let Some(connection) = self.get_mut(id) {
+            connection.flags.is_refused = true;
+            self.refused_count += 1;
+        }
+        match is_heard {
+            true => self.respond(id, &response_to(refused), Listening::EndOfStream),
+            false => self.leave(id, true),
+        }
     }
 
     /// Frees the slot of a connection that has left.
     pub(super) fn remove(&mut self, id: ConnectionId) {
         if let Some(connection) = self.slots.remove(id) {
+            self.refused_count -= usize::from(connection.flags.is_refused);
+            self.admission.left(id.slot);
+            self.busy_count -= usize::from(connection.flags.is_busy);
+            self.uncount(&connection);
             self.recycle_queue(connection.outbound);
+            self.count_places();
         }
     }
 
@@ -302,13 +392,14 @@ impl Connections {
 
     /// Lets `write` queue something, and lists the connection to be flushed.
     pub(super) fn queue(&mut self, id: ConnectionId, write: impl FnOnce(&mut Outbound)) {
-        let Connections { slots, queues, dirty, .. } = self;
+        let Connections { slots, queues, dirty, ledger, .. } = self;
         let connection = slots.get_mut(id).filter(|connection| connection.phase != Phase::Gone);
         let Some(connection) = connection else {
             return;
         };
-        let outbound = connection.outbound.get_or_insert_with(|| queues.pop().unwrap_or_default());
+        let outbound = connection.outbound.get_or_insert_with(|| reused(queues, ledger));
         write(outbound);
+        count_queue(outbound, ledger);
         if !connection.flags.is_dirty {
             connection.flags.is_dirty = true;
             dirty.push(id);
@@ -394,14 +485,16 @@ impl Connections {
         }
     }
 
-    /// Notes that a send was begun with `size` bytes.
-    pub(super) fn sending(&mut self, id: ConnectionId, size: usize) {
+    /// Notes that a send was begun with `data`.
+    pub(super) fn sending(&mut self, id: ConnectionId, data: &Vec<u8>) {
         let now_ms = self.now.monotonic_ms();
         self.counters.sends += 1;
-        let outbound = self.get_mut(id).and_then(|connection| connection.outbound.as_mut());
+        let Connections { slots, ledger, .. } = self;
+        let outbound = slots.get_mut(id).and_then(|connection| connection.outbound.as_mut());
         if let Some(outbound) = outbound {
-            outbound.sending = size;
+            (outbound.sending, outbound.sending_capacity) = (data.len(), data.capacity());
             outbound.sending_since_ms = now_ms;
+            count_queue(outbound, ledger);
         }
         self.arm(id);
     }
@@ -415,7 +508,7 @@ impl Connections {
         let Some(outbound) = &mut connection.outbound else {
             return;
         };
-        outbound.sending = 0;
+        (outbound.sending, outbound.sending_capacity) = (0, 0);
         if outbound.waiting() > 0 {
             return self.queue(id, |_| {});
         }
@@ -451,12 +544,15 @@ impl Connections {
 
     /// An empty vector, of earlier use if possible.
     pub(super) fn spare_vector(&mut self) -> Vec<u8> {
-        self.vectors.pop().unwrap_or_default()
+        let vector = self.vectors.pop().unwrap_or_default();
+        self.ledger.change(Class::Spares, vector.capacity(), 0);
+        vector
     }
 
     pub(super) fn recycle_vector(&mut self, vector: Vec<u8>) {
         let is_useful = vector.capacity() > 0 && vector.capacity() <= POOL_VECTOR_SIZE_MAX;
-        if is_useful && self.vectors.len() < POOL_COUNT_MAX {
+        if is_useful && self.vectors.len() < POOL_COUNT_MAX && self.keeps_spares() {
+            self.ledger.change(Class::Spares, 0, vector.capacity());
             self.vectors.push(vector);
         }
     }
@@ -465,9 +561,13 @@ impl Connections {
         let Some(mut outbound) = outbound else {
             return;
         };
-        if outbound.capacity() <= POOL_VECTOR_SIZE_MAX && self.queues.len() < POOL_COUNT_MAX {
+        self.ledger.change(Class::Queues, outbound.counted, 0);
+        outbound.counted = 0;
+        let is_useful = outbound.capacity() <= POOL_VECTOR_SIZE_MAX;
+        if is_useful && self.queues.len() < POOL_COUNT_MAX && self.keeps_spares() {
             outbound.drop_waiting();
-            outbound.sending = 0;
+            (outbound.sending, outbound.sending_capacity) = (0, 0);
+            self.ledger.change(Class::Spares, 0, outbound.held_size());
             self.queues.push(outbound);
         }
     }
@@ -491,12 +591,18 @@ impl Connections {
             End::Silent => self.counters.silent += 1,
             End::Slow => self.counters.slow += 1,
             End::Lost => self.counters.lost += 1,
+            End::Memory => self.counters.cut_for_memory += 1,
             End::Client | End::Application | End::Stopping => {}
         }
     }
 
+    fn pace(&self) -> Pace {
+        let ShardOptions { heartbeat_ms, tiers, .. } = self.options;
+        Pace { heartbeat_ms, quiet_ms: tiers.quiet_ms() }
+    }
+
     fn expire_one(&mut self, id: ConnectionId) {
-        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+        let (now_ms, pace) = (self.now.monotonic_ms(), self.pace());
         let Some(connection) = self.get_mut(id) else {
             return;
         };
@@ -505,14 +611,19 @@ impl Connections {
             return;
         }
         connection.timer_ms = u64::MAX;
-        match connection.due(now_ms, heartbeat_ms) {
+        match connection.due(now_ms, pace) {
             Due::At(_) => {}
-            Due::Abandon => self.leave(id, true),
+            Due::Abandon => {
+                let has_no_request = connection.phase == Phase::Request;
+                self.counters.timed_out += u64::from(has_no_request);
+                self.leave(id, true);
+            }
             Due::Finish => self.leave(id, false),
             Due::Ping => {
                 connection.flags.is_pinged = true;
                 self.queue(id, |outbound| outbound.push_control(Opcode::Ping, b""));
             }
+            Due::Calm => self.calm(id),
             Due::Cut(End::Slow) => self.cut(id, 4003, "slow", End::Slow),
             Due::Cut(end) => self.cut(id, 4002, "heartbeat missed", end),
         }
@@ -521,12 +632,12 @@ impl Connections {
 
     /// Puts the connection on the wheel for its next deadline, unless it is there for an earlier
     /// one, at which the deadline will be looked at again.
-    fn arm(&mut self, id: ConnectionId) {
-        let (now_ms, heartbeat_ms) = (self.now.monotonic_ms(), self.options.heartbeat_ms);
+    pub(super) fn arm(&mut self, id: ConnectionId) {
+        let (now_ms, pace) = (self.now.monotonic_ms(), self.pace());
         let Some(connection) = self.get_mut(id) else {
             return;
         };
-        let at_ms = match connection.due(now_ms, heartbeat_ms) {
+        let at_ms = match connection.due(now_ms, pace) {
             Due::At(u64::MAX) => return,
             Due::At(at_ms) => at_ms,
             _ => now_ms,
@@ -536,4 +647,14 @@ impl Connections {
             self.wheel.insert(id, at_ms);
         }
     }
+}
+
+fn response_to(refused: Refused) -> Vec<u8> {
+    let (status, code, message) = match refused.reason {
+        Reason::Full | Reason::Memory => (503, "full", "this server is full"),
+        Reason::Rate => (429, "rate_limited", "too many connect just now"),
+        Reason::Address => (429, "rate_limited", "too many connections of this address"),
+    };
+    let retry_after = refused.retry_after_s.to_string();
+    refusal_response(status, code, message, &[("Retry-After", &retry_after)])
 }

@@ -12,17 +12,16 @@ use crate::clock::Now;
 use crate::framer::Request;
 use crate::limits::ECHO_MESSAGE_SIZE_MAX;
 use crate::ring::Ring;
-use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen, probe_bind};
+use crate::ring::kernel::{Descriptors, KernelRing, Listener, RingOptions, listen, probe_bind};
 
 use super::application::{Application, ConnectionId, Decision, End, Message};
+use super::capacity::Capacity;
 use super::connections::{Connections, SPARE_COUNT, SendError, ShardOptions};
 use super::shard::Shard;
 
 /// Bytes that may wait for a client that does not read: it is cut beyond.
 const QUEUE_SIZE_MAX: usize = 64 * 1024 * 1024;
 const LISTEN_BACKLOG: u32 = 4096;
-/// As many as the host lets a ring have.
-const SOCKETS_MAX: u32 = 1 << 20;
 
 const _: () = assert!(ECHO_MESSAGE_SIZE_MAX < QUEUE_SIZE_MAX);
 
@@ -64,11 +63,12 @@ pub struct EchoOptions {
     pub shards: usize,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    pub descriptors: Descriptors,
 }
 
 /// Serves echoes until SIGTERM or SIGINT.
 pub fn run(options: EchoOptions) -> anyhow::Result<()> {
-    let EchoOptions { listen: address, shards, deflate } = options;
+    let EchoOptions { listen: address, shards, .. } = options;
     probe_bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let listeners = open_listeners(address, shards.max(1))?;
     let bound = listeners[0].address();
@@ -79,7 +79,7 @@ pub fn run(options: EchoOptions) -> anyhow::Result<()> {
     let threads = listeners
         .into_iter()
         .enumerate()
-        .map(|(index, listener)| spawn(index, listener, deflate, Arc::clone(&stop)))
+        .map(|(index, listener)| spawn(index, listener, options, Arc::clone(&stop)))
         .collect::<Result<Vec<_>, _>>()?;
     // For whoever started it: port 0 asks the kernel to choose.
     writeln!(std::io::stdout(), "listening on {bound}")?;
@@ -106,12 +106,12 @@ fn open_listeners(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Liste
 fn spawn(
     index: usize,
     listener: Listener,
-    deflate: bool,
+    options: EchoOptions,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<thread::JoinHandle<anyhow::Result<()>>> {
     thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         let stop = StopAll(stop);
-        run_shard(&listener, deflate, &stop.0)
+        run_shard(&listener, options, &stop.0)
     })
 }
 
@@ -125,8 +125,10 @@ impl Drop for StopAll {
     }
 }
 
-fn run_shard(listener: &Listener, deflate: bool, stop: &AtomicBool) -> anyhow::Result<()> {
-    let ring = KernelRing::new(RingOptions { sockets: SOCKETS_MAX, ..RingOptions::default() })?;
+fn run_shard(listener: &Listener, options: EchoOptions, stop: &AtomicBool) -> anyhow::Result<()> {
+    let EchoOptions { shards, deflate, descriptors, .. } = options;
+    let sockets = Capacity::of_this_process(descriptors, shards).sockets_per_shard;
+    let ring = KernelRing::new(RingOptions { sockets, descriptors, ..RingOptions::default() })?;
     let options = ShardOptions {
         connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
         message_size_max: ECHO_MESSAGE_SIZE_MAX as u32,

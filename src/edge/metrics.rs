@@ -1,7 +1,10 @@
 //! A shard's counters on the metrics page, where all shards add up.
 
+use super::admission::Reason;
 use super::chat::Chat;
 use super::identity::Doubt;
+use super::ledger::Class;
+use super::ledger::watch::{CLASS_HELP, CLASS_METRIC};
 use super::shard::Shard;
 use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 use crate::ring::Ring;
@@ -11,15 +14,19 @@ pub struct Metrics {
     counters: Vec<(Counter, u64)>,
     /// Clients refused because of their identity, in the order of [`Doubt::ALL`].
     doubts: Vec<(Counter, u64)>,
+    /// Clients not let in, in the order of [`Reason::ALL`].
+    refused: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
+    /// In the order of [`Class::ALL`].
+    memory: Vec<Gauge>,
     send: PublishedLatency,
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 24] = [
+const COUNTERS: [(&str, &str); 27] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
-    ("aldis_refused_connections_total", "Connections refused because all slots were taken"),
+    ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
     ("aldis_client_messages_total", "WebSocket messages from clients"),
     ("aldis_frames_out_total", "Frames queued to clients"),
     ("aldis_socket_sends_total", "Sends submitted to the kernel"),
@@ -33,9 +40,12 @@ const COUNTERS: [(&str, &str); 24] = [
     ("aldis_stale_pushes_total", "Pushes for a connection that is no more"),
     ("aldis_stale_completions_total", "Completions of a slot's earlier life, dropped"),
     ("aldis_receive_starved_total", "Receives that waited for a free buffer"),
+    ("aldis_promoted_total", "Connections that became busy: their multishot receive was armed"),
+    ("aldis_calmed_total", "Connections that became idle again: they wait with a poll"),
     ("aldis_violations_total", "Connections closed for breaking the WebSocket protocol"),
     ("aldis_silent_total", "Connections closed with 4002: no sign of life"),
     ("aldis_slow_total", "Connections cut with 4003: no progress"),
+    ("aldis_memory_cut_total", "Connections closed because the memory budget was used up"),
     ("aldis_tokens_total", "Connect requests with a valid token"),
     ("aldis_tickets_total", "Connect requests with a valid ticket"),
     ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
@@ -53,21 +63,41 @@ impl Metrics {
             (registry.counter_with("aldis_identity_refused_total", help, &labels), 0)
         };
         let doubts = Doubt::ALL.map(doubt).into();
+        let help = "Connections that were not let in";
+        let refused = |reason: Reason| {
+            let labels = [("reason", reason.name())];
+            (registry.counter_with("aldis_refused_connections_total", help, &labels), 0)
+        };
+        let refused = Reason::ALL.map(refused).into();
         let help = "From a client's send at the edge until its sent is queued";
         let send = PublishedLatency::new(registry, "aldis_edge_send_seconds", help);
-        Metrics { counters: counters.into(), doubts, connections: (connections, 0), send }
+        let class = |class: Class| {
+            registry.gauge_with(CLASS_METRIC, CLASS_HELP, &[("class", class.name())])
+        };
+        Metrics {
+            counters: counters.into(),
+            doubts,
+            refused,
+            connections: (connections, 0),
+            memory: Class::ALL.map(class).into(),
+            send,
+        }
     }
 
     /// Adds what happened since the last time. Once a turn.
-    pub fn publish<R: Ring>(&mut self, shard: &Shard<R, Chat>) {
+    pub fn publish<R: Ring>(&mut self, shard: &mut Shard<R, Chat>) {
         let doubts = shard.application().site().door.counters.doubts;
         publish(&mut self.counters, values(shard));
         publish(&mut self.doubts, doubts);
+        publish(&mut self.refused, shard.counters().refused);
         let connections = shard.application().router().counters().connections;
         let (gauge, published) = &mut self.connections;
         gauge.add(connections.saturating_sub(*published) as _);
         gauge.sub(published.saturating_sub(connections) as _);
         *published = connections;
+        for (gauge, class) in self.memory.iter().zip(Class::ALL) {
+            gauge.set(shard.ledger().size(class) as u64);
+        }
         let chat = shard.application();
         self.send.publish(chat.router().send_latency(), chat.now_us());
     }
@@ -82,14 +112,14 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
     [
         chat.accepted,
         chat.welcomed,
-        sockets.refused,
+        sockets.timed_out,
         sockets.messages,
         chat.frames_out,
         sockets.sends,
@@ -103,9 +133,12 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 24] {
         chat.stale_pushes,
         sockets.stale,
         sockets.starved,
+        sockets.promoted,
+        sockets.calmed,
         sockets.violations,
         sockets.silent,
         sockets.slow + chat.cut_slow,
+        sockets.cut_for_memory,
         door.tokens,
         door.tickets,
         chat.cut_expired,

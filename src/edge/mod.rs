@@ -3,17 +3,23 @@
 //!
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.
+//! - [`admission`]: who is let in.
+//! - [`ledger`]: what memory is held for, and what is done when it becomes scarce.
 //! - [`application`]: what a shard hosts; [`echo`] is the smallest one, [`chat`] the messenger.
 //! - [`router`]: the chat's logic between connections and the sequencer.
 
+pub mod admission;
 pub mod application;
+pub mod capacity;
 pub mod chat;
 pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod echo;
 pub mod handover;
+mod holdings;
 pub mod identity;
+pub mod ledger;
 mod metrics;
 pub mod options;
 pub mod process;
@@ -22,6 +28,7 @@ pub mod router;
 pub mod shard;
 pub mod site;
 pub mod ticket;
+pub mod tiers;
 
 pub use application::{Application, ConnectionId, Decision, End, Message};
 pub use connections::{Connections, Counters, SendError, ShardOptions};

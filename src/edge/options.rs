@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::admission::AdmissionOptions;
 use super::identity::jwks::Place;
 use super::identity::keys::KeySet;
+use super::ledger::MemoryBudget;
+use super::tiers::Tiers;
 use crate::admin::AdminOptions;
+use crate::ring::kernel::Descriptors;
 
 /// Everything that `edge::run` needs. Not `Debug`: it holds the link's secret.
 #[derive(Clone)]
@@ -36,8 +40,17 @@ pub struct EdgeOptions {
     pub is_successor: bool,
     /// Silence after which a client is pinged; twice that without a frame closes with 4002.
     pub heartbeat_ms: u32,
+    /// Where the sockets of clients live.
+    pub descriptors: Descriptors,
+    /// What idle and busy connections wait with.
+    pub tiers: Tiers,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    /// Connections of all shards together; 0: as many as the host allows.
+    pub connections: usize,
+    pub admission: AdmissionOptions,
+    /// Memory of the process and of the kernel for it.
+    pub memory_budget: MemoryBudget,
     pub admin: AdminOptions,
 }
 

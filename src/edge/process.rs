@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 
+use super::capacity::Capacity;
 use super::chat::{Chat, ChatOptions};
 use super::connections::{SPARE_COUNT, ShardOptions};
 use super::control::{Control, ControlSocket};
@@ -15,6 +16,8 @@ use super::handover::{
     Estate, Giver, Inheritance, OfferParts, Order, Said, Taking, obey, secret_mark,
 };
 use super::identity::{Door, Identities, KeySource, Tokens, jwks};
+use super::ledger::account::{Account, Holder};
+use super::ledger::{Class, Grades, machine, watch};
 use super::metrics::Metrics;
 use super::options::{Auth, EdgeOptions, Keys};
 use super::router;
@@ -28,12 +31,18 @@ use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
 use crate::sys::{StopFlag, patiently, random_u64};
 
 const LISTEN_BACKLOG: u32 = 4096;
-/// Socket slots of a ring: as many as the kernel gives.
-const SOCKETS_WANTED: u32 = 1 << 20;
+/// Bytes that wait in a socket of a client who takes nothing, about. More of them would be memory
+/// of the kernel that nobody can give up.
+const UNSENT_SIZE: u32 = 16 * 1024;
 /// Bytes queued for one connection at most; the router cuts it well before.
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
+/// Of a plain request. None that is served has a body worth mention, and slow ones are to be cheap.
+const BODY_SIZE_MAX: usize = 4 * 1024;
 /// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
 const RECONNECTS_PER_S: u64 = 2_000;
+/// Receive buffers of all shards together, and of each at least.
+const BUFFER_COUNT: u32 = 8_192;
+const BUFFER_COUNT_LEAST: u32 = 64;
 /// A drain ends at the latest after this.
 const DRAIN_MS_MAX: u64 = 8_000;
 
@@ -43,10 +52,13 @@ const _: () = assert!(router::SLOW_SIZE + SERVER_FRAME_SIZE_MAX < QUEUE_SIZE_MAX
 struct Told {
     metrics: Metrics,
     part: Part,
+    holder: Holder,
 }
 
 impl Told {
-    fn publish(&mut self, shard: &Shard<KernelRing, Chat>) {
+    fn publish(&mut self, shard: &mut Shard<KernelRing, Chat>) {
+        let (now_us, connections) = (shard.application().now_us(), shard.connection_count());
+        self.holder.exchange(now_us, connections, shard.ledger());
         self.metrics.publish(shard);
         self.part.set(shard.application().unready());
     }
@@ -112,6 +124,11 @@ fn serve(
     }
     let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
+    let capacity = capacity(&options);
+    let (connections, limit) = (capacity.connections(), capacity.limit());
+    let descriptors = options.descriptors.name();
+    tracing::info!(connections, limit, descriptors, "edge can hold");
+    let account = open_account(&options, &registry)?;
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     let mut orders = Vec::new();
@@ -124,7 +141,11 @@ fn serve(
             options: options.clone(),
             identities: identities.clone(),
             stop: stop.clone(),
-            told: Told { metrics: Metrics::new(&registry), part },
+            told: Told {
+                metrics: Metrics::new(&registry),
+                part,
+                holder: Holder::new(Arc::clone(&account), index),
+            },
             orders: ordered,
         };
         let (health, links, all) = (health.clone(), Arc::clone(&links), options.shards);
@@ -169,7 +190,7 @@ fn open_handover(
         listen: options.listen.to_string(),
         sequencer: options.sequencer.to_string(),
         secret: secret_mark(&options.secret),
-        sockets_max: KernelRing::sockets_limit(SOCKETS_WANTED),
+        sockets_max: capacity(options).sockets_per_shard,
         admin: options.admin.address.to_string(),
     };
     let opened = Giver::open(path, Estate { offer, admin, orders });
@@ -181,23 +202,52 @@ fn open_handover(
         .ok()
 }
 
+fn capacity(options: &EdgeOptions) -> Capacity {
+    Capacity::of_this_process(options.descriptors, options.shards)
+}
+
+/// The shards' common account, under the budget of the options.
+fn open_account(options: &EdgeOptions, registry: &Registry) -> anyhow::Result<Arc<Account>> {
+    let memory = machine::available();
+    let budget = options.memory_budget.bytes(memory);
+    let account = Arc::new(Account::new(Grades::new(budget), options.shards));
+    tracing::info!(budget, memory, "edge may use memory");
+    watch::start(Arc::clone(&account), registry).context("starting the ledger's thread")?;
+    Ok(account)
+}
+
 fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
     let open = |_| {
-        patiently(|| listen(options.listen, LISTEN_BACKLOG, true))
-            .with_context(|| format!("listening for clients on {}", options.listen))
+        let listener = patiently(|| listen(options.listen, LISTEN_BACKLOG, true))
+            .with_context(|| format!("listening for clients on {}", options.listen))?;
+        listener.limit_unsent(UNSENT_SIZE).context("bounding what waits in the kernel")?;
+        Ok(listener)
     };
     (0..options.shards).map(open).collect()
 }
 
 fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow::Result<()> {
     let ShardStart { index, options, identities, stop, mut told, orders } = start;
-    let ring = KernelRing::new(RingOptions { sockets: SOCKETS_WANTED, ..RingOptions::default() })?;
+    let descriptors = options.descriptors;
+    let sockets = capacity(&options).sockets_per_shard;
+    let buffer_count = buffer_count(options.shards);
+    let sizes = RingOptions { sockets, descriptors, buffer_count, ..RingOptions::default() };
+    let ring = KernelRing::new(sizes)?;
+    let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
     let shard_options = ShardOptions {
-        connection_count_max: (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT),
+        connection_count_max: match options.connections {
+            0 => possible,
+            connections => connections.div_ceil(options.shards).min(possible),
+        },
+        body_size_max: BODY_SIZE_MAX,
+        admission: options.admission,
         message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
         queue_size_max: QUEUE_SIZE_MAX,
         heartbeat_ms: u64::from(options.heartbeat_ms),
         deflate: options.deflate,
+        tiers: options.tiers,
+        grades: told.holder.grades(),
+        socket_cost: machine::socket_cost(options.listen.is_ipv6()),
         ..ShardOptions::default()
     };
     let site = site(&options, identities)?;
@@ -220,6 +270,7 @@ fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow
         }
         Source::Inherited(inheritance) => inheritance.take(ring, shard_options, chat)?.start()?,
     };
+    shard.ledger().set(Class::Buffers, sizes.buffers_size());
     let mut linked = Some(linked);
     while !stop.is_raised() {
         shard.turn(&mut Now::read);
@@ -228,7 +279,7 @@ fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow
         {
             linked();
         }
-        told.publish(&shard);
+        told.publish(&mut shard);
         if let Ok(order) = orders.try_recv()
             && obey(&mut shard, &listener, &order)
         {
@@ -240,6 +291,12 @@ fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow
     }
     drain(&mut shard, &mut told);
     Ok(())
+}
+
+/// Receive buffers of a shard: the process's are dealt out, since few shards run at a time.
+fn buffer_count(shards: usize) -> u32 {
+    let share = BUFFER_COUNT / shards.next_power_of_two() as u32;
+    share.clamp(BUFFER_COUNT_LEAST, RingOptions::default().buffer_count)
 }
 
 /// How every shard is to know its clients.

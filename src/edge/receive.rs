@@ -28,7 +28,7 @@ pub(super) fn received<R: Ring, A: Application<R>>(
         return;
     };
     match (connection.phase, connection.listening) {
-        (Phase::Request, _) => match connection.request.take() {
+        (Phase::Request, _) => match connections.take_request(id) {
             None => request(application, connections, id, bytes),
             Some(arriving) => more_of_request(application, connections, id, arriving, bytes),
         },
@@ -69,8 +69,8 @@ fn more_of_request<R: Ring, A: Application<R>>(
     if is_maybe_whole {
         let mut bytes = std::mem::take(&mut arriving.bytes);
         request(application, connections, id, &mut bytes);
-    } else if let Some(connection) = connections.get_mut(id) {
-        connection.request = Some(arriving);
+    } else {
+        connections.keep_request(id, arriving);
     }
 }
 
@@ -84,11 +84,9 @@ fn request<R: Ring, A: Application<R>>(
     let whole = match whole_request(bytes, connections.options.body_size_max) {
         Ok(whole) => whole,
         Err(NotWhole::Arriving { size_needed }) => {
-            if let Some(connection) = connections.get_mut(id) {
-                let bytes = bytes.to_vec();
-                connection.request = Some(Box::new(ArrivingRequest { bytes, size_needed }));
-            }
-            return;
+            let bytes = bytes.to_vec();
+            let arriving = Box::new(ArrivingRequest { bytes, size_needed });
+            return connections.keep_request(id, arriving);
         }
         Err(NotWhole::Refused(response)) => {
             return connections.respond(id, &response, Listening::EndOfStream);
@@ -164,6 +162,7 @@ fn frames<R: Ring, A: Application<R>>(
         return;
     };
     let mut framer = std::mem::take(&mut connection.framer);
+    let held_before = framer.held_size();
     let mut inflater = connections.inflater.take();
     let mut input = Input::with_inflater(bytes, inflater.as_deref_mut());
     loop {
@@ -177,9 +176,7 @@ fn frames<R: Ring, A: Application<R>>(
         }
     }
     connections.inflater = inflater;
-    if let Some(connection) = connections.get_mut(id) {
-        connection.framer = framer;
-    }
+    connections.put_back(id, framer, held_before);
 }
 
 fn handle<R: Ring, A: Application<R>>(

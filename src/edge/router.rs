@@ -7,7 +7,8 @@
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
-//! what is counted, `deadlines` when a client's proof of who it is ends.
+//! what is counted, `deadlines` when a client's proof of who it is ends,
+//! `pressed` what is different when memory is scarce.
 
 mod answers;
 mod connection;
@@ -15,6 +16,7 @@ mod counters;
 mod deadlines;
 mod handover;
 mod operations;
+mod pressed;
 mod pushes;
 mod requests;
 #[cfg(test)]
@@ -23,6 +25,7 @@ mod tests;
 use crate::admin::Latency;
 use crate::clock::Now;
 use crate::edge::identity::Admitted;
+use crate::edge::ledger::Pressure;
 use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
 use crate::link::{LinkEvent, Outlet, PeerId};
@@ -34,6 +37,7 @@ pub use counters::Counters;
 use deadlines::Deadlines;
 pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
+use pressed::Rooms;
 use requests::{Requests, Unanswered};
 
 /// Bytes of all operations of a shard that may be unanswered at a time.
@@ -72,6 +76,18 @@ pub trait Clients {
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str);
     /// Closes it without what is queued: it takes nothing.
     fn cut_slow(&mut self, id: ConnectionId, code: u16, reason: &str);
+    /// What is to be done for lack of memory.
+    fn pressure(&self) -> Pressure {
+        Pressure::None
+    }
+    /// Bytes that are left of the memory budget.
+    fn memory_left(&self) -> usize {
+        usize::MAX
+    }
+    /// Whether more than a little may be queued.
+    fn may_queue(&self) -> bool {
+        true
+    }
 }
 
 /// What the router is given with every event.
@@ -102,6 +118,9 @@ pub struct Router {
     /// By slot.
     connections: Vec<Option<Connection>>,
     requests: Requests,
+    /// Of all connections that wait for their `welcome`.
+    parked_size: usize,
+    rooms: Rooms,
     /// The highest epoch that a sequencer has named.
     epoch: u64,
     /// The sequencer at the other end has been superseded.
@@ -122,6 +141,8 @@ impl Router {
             requests: Requests::new(options.sequencer),
             options,
             connections: Vec::new(),
+            parked_size: 0,
+            rooms: Rooms::default(),
             epoch: 0,
             refuses_sequencer: false,
             counters: Counters::default(),
@@ -206,6 +227,7 @@ impl Router {
         frame: &[u8],
         around: &mut Surroundings,
     ) {
+        let may_park = self.may_park(around.clients);
         let Some(connection) = self.connection(id) else {
             return;
         };
@@ -215,7 +237,12 @@ impl Router {
         }
         let decoded = kind.decode(frame);
         if let Phase::Opening(parked) = &mut connection.phase {
+            if !may_park {
+                return self.cut(id, Goodbye::Overload, Some(RETRY_MS), around);
+            }
+            let size_before = parked.size();
             let parking = parked.park(decoded, |request| overload(request, PARKED_COUNT_MAX));
+            self.parked_size += parked.size() - size_before;
             self.counters.frames_in += 1;
             match parking {
                 Parking::Parked => {}
@@ -230,7 +257,10 @@ impl Router {
 
     /// Everything queued to the connection has left.
     pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
-        if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take()) {
+        if !around.clients.may_queue() {
+            self.rooms.hold(id);
+        } else if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take())
+        {
             self.tell_room(id, stream, around);
         }
     }
@@ -243,6 +273,7 @@ impl Router {
             return;
         };
         self.counters.connections -= 1;
+        self.unpark(&connection.phase);
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
             let Connection { user, device, .. } = connection;
@@ -259,8 +290,7 @@ impl Router {
                 self.began(around);
             }
             LinkEvent::Ended { peer } if peer == self.options.sequencer => {
-                let connections = &self.connections;
-                self.requests.end(|id| stands(connections, id));
+                self.end_session(around);
             }
             LinkEvent::Entry { peer, number, entry } if peer == self.options.sequencer => {
                 self.entry(entry, around);
@@ -274,6 +304,7 @@ impl Router {
     /// Time passed, or the link may take more again. Once per turn of the loop.
     pub fn tick(&mut self, around: &mut Surroundings) {
         self.requests.flush(around.outlet);
+        self.tell_held_rooms(around);
         for (turn, request) in self.requests.expire(around.now, WAIT_MS_MAX) {
             self.counters.expired += 1;
             let message = "the backend did not come back in time";
@@ -313,6 +344,7 @@ impl Router {
     }
 
     fn began(&mut self, around: &mut Surroundings) {
+        self.end_session(around);
         self.counters.link_sessions += 1;
         let incarnation = self.options.incarnation;
         let mut retells = Vec::new();
@@ -336,8 +368,18 @@ impl Router {
             }
         }
         let notices = retells.into_iter().chain([ToSequencer::Retold]);
+        self.requests.begin(notices, around.outlet);
+    }
+
+    /// What was asked in the link session that is over is asked again in the next one, or, if it
+    /// must not happen twice, answered now: nobody knows whether it happened.
+    fn end_session(&mut self, around: &mut Surroundings) {
         let connections = &self.connections;
-        self.requests.begin(notices, |id| stands(connections, id), around.outlet);
+        for (turn, request) in self.requests.end(|id| stands(connections, id)) {
+            let message = "the backend is gone: it may have happened or not";
+            self.refuse(&request, (ErrorCode::Unavailable, message, Some(RETRY_MS)), around);
+            self.settle(turn, &request, around);
+        }
     }
 
     /// Says one event to a client, unless it is gone.
@@ -359,7 +401,7 @@ impl Router {
         };
         self.counters.frames_out += 1;
         let taken = around.clients.send(id, subprotocol, frame);
-        if !taken || around.clients.queued(id) > SLOW_SIZE {
+        if !taken || around.clients.queued(id) > pressed::slow_size(around.clients) {
             self.counters.cut_slow += 1;
             let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());
             around.clients.cut_slow(id, code, reason);

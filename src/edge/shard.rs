@@ -8,12 +8,13 @@ mod handover;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::Now;
-use crate::framer::handshake::refusal_response;
 use crate::ring::{Completion, Kind, Ring, Socket, Token};
 
+use super::admission::Reason;
 use super::application::{Application, ConnectionId};
-use super::connection::{Listening, Phase};
+use super::connection::{Armed, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
+use super::ledger::{Class, Ledger};
 use super::receive;
 
 /// A turn waits at most this long, so that a stop flag is seen.
@@ -23,12 +24,13 @@ const ACCEPT_RETRY_MS: u64 = 100;
 /// After a stall of this length (a stopped process, a starved host) what the peers said meanwhile
 /// is read for as long before anybody is held to a deadline.
 const STALL_MS: u64 = 1_000;
-/// `Retry-After` of a refusal, in seconds.
-const RETRY_AFTER_S: &str = "2";
+/// Accepts that tell addresses end after one; so many of them wait at a time.
+const ACCEPT_LANES: u32 = 32;
 
 struct ListenerState {
     socket: Socket,
-    is_armed: bool,
+    /// A bit for each lane whose accept is armed. One that goes on and on is alone, on lane 0.
+    armed: u32,
 }
 
 /// See the module.
@@ -71,8 +73,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     /// Accepts connections of a listening socket, which is to stay open as long as the shard.
     pub fn add_listener(&mut self, socket: Socket) {
-        let is_armed = false;
-        self.listeners.push(ListenerState { socket, is_armed });
+        self.listeners.push(ListenerState { socket, armed: 0 });
         self.rearm_listeners();
     }
 
@@ -94,8 +95,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.tell();
         self.flush();
         self.remove_gone();
+        self.end_streams();
         self.rearm_starved();
         self.rearm_listeners();
+        self.balance();
     }
 
     /// Turns until `stop` is set, lets the application say goodbye, and waits until everybody has
@@ -142,11 +145,27 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.connections.count()
     }
 
+    /// What the shard holds; whoever knows what others do tells it.
+    pub fn ledger(&mut self) -> &mut Ledger {
+        &mut self.connections.ledger
+    }
+
+    fn balance(&mut self) {
+        let held = self.application.held();
+        self.connections.ledger.set(Class::Sessions, held.sessions);
+        self.connections.ledger.set(Class::Operations, held.operations);
+        self.connections.relieve();
+    }
+
     fn stop_accepting(&mut self) {
         self.is_accepting = false;
+        self.cancel_accepts();
+    }
+
+    fn cancel_accepts(&mut self) {
         for (index, listener) in self.listeners.iter().enumerate() {
-            if listener.is_armed {
-                self.ring.cancel(accept_token(index));
+            for lane in (0..ACCEPT_LANES).filter(|lane| listener.armed & (1 << lane) != 0) {
+                self.ring.cancel(accept_token(index, lane));
             }
         }
     }
@@ -190,9 +209,9 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     }
 
     fn accepted(&mut self, completion: Completion) {
-        let index = completion.token.slot() as usize;
-        if let Some(listener) = self.listeners.get_mut(index) {
-            listener.is_armed = completion.more;
+        let (index, lane) = (completion.token.slot() as usize, completion.token.generation());
+        if let Some(listener) = self.listeners.get_mut(index).filter(|_| !completion.more) {
+            listener.armed &= !(1 << lane);
         }
         let Ok(socket) = u32::try_from(completion.result) else {
             if self.is_still {
@@ -201,27 +220,17 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             self.accept_after_ms = self.connections.now.monotonic_ms() + ACCEPT_RETRY_MS;
             return;
         };
+        let peer = self.ring.take_peer(completion.token);
         let id = match self.is_accepting {
             true => self.connections.insert(socket),
             false => None,
         };
         let Some(id) = id else {
-            self.connections.counters.refused += 1;
-            return self.ring.close(Socket::Direct(socket), true);
+            self.connections.counters.refused[Reason::Full as usize] += 1;
+            return self.ring.close(self.ring.accepted(socket), true);
         };
-        if self.connections.count() > self.connections.options.connection_count_max {
-            self.refuse(id);
-        } else {
-            self.connections.counters.accepted += 1;
-        }
+        self.connections.admit(id, peer);
         self.receive(id);
-    }
-
-    fn refuse(&mut self, id: ConnectionId) {
-        let extra = [("Retry-After", RETRY_AFTER_S)];
-        let response = refusal_response(503, "full", "this server is full", &extra);
-        self.connections.counters.refused += 1;
-        self.connections.respond(id, &response, Listening::EndOfStream);
     }
 
     fn received(&mut self, completion: Completion) {
@@ -233,22 +242,29 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             }
             return;
         };
-        connection.flags.is_receiving = completion.more;
+        let armed = connection.flags.armed;
+        if !completion.more {
+            connection.flags.armed = Armed::Nothing;
+        }
         match completion.result {
+            result if result >= 0 && armed == Armed::Poll => return self.receive(id),
             0 => receive::ended(&mut self.connections, id),
-            size if size > 0 => self.received_bytes(id, completion),
+            size if size > 0 => {
+                self.connections.received(id, armed);
+                self.received_bytes(id, completion);
+            }
             error if error == -libc::ENOBUFS => {
                 self.connections.counters.starved += 1;
                 self.starved.push(id);
             }
-            error if error == -libc::ECANCELED => self.receive(id),
+            error if error == -libc::ECANCELED => {}
             _ => self.connections.lost(id, true),
         }
         if let Some(buffer) = completion.buffer {
             self.ring.release(buffer);
         }
-        if completion.result > 0 && !completion.more {
-            self.receive(id);
+        if !completion.more && (completion.result > 0 || completion.result == -libc::ECANCELED) {
+            self.wait(id);
         }
     }
 
@@ -305,7 +321,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             return self.connections.recycle_vector(spare);
         };
         connection.flags.is_dirty = false;
-        let (phase, socket) = (connection.phase, Socket::Direct(connection.socket));
+        let (phase, socket) = (connection.phase, self.ring.accepted(connection.socket));
         let ready = connection
             .outbound
             .as_mut()
@@ -314,7 +330,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             return self.connections.recycle_vector(spare);
         };
         let data = outbound.take_next(spare);
-        self.connections.sending(id, data.len());
+        self.connections.sending(id, &data);
         let token = Token::new(Kind::Send, id.slot, id.generation);
         self.ring.send(socket, data, token);
     }
@@ -324,8 +340,8 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             let Some(connection) = self.connections.get(id) else {
                 continue;
             };
-            let (socket, flags) = (Socket::Direct(connection.socket), connection.flags);
-            if flags.is_receiving {
+            let (socket, flags) = (self.ring.accepted(connection.socket), connection.flags);
+            if flags.armed != Armed::Nothing {
                 self.ring.cancel(receive_token(id));
             }
             self.ring.close(socket, flags.is_reset);
@@ -349,23 +365,57 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         {
             return;
         }
+        let wants_addresses = self.connections.wants_addresses();
+        let lanes = if wants_addresses { ACCEPT_LANES } else { 1 };
         for (index, listener) in self.listeners.iter_mut().enumerate() {
-            if !listener.is_armed {
-                listener.is_armed = true;
-                self.ring.accept(listener.socket, accept_token(index));
+            for lane in (0..lanes).filter(|lane| listener.armed & (1 << lane) == 0) {
+                let token = accept_token(index, lane);
+                match wants_addresses {
+                    true => self.ring.accept_one(listener.socket, token),
+                    false => self.ring.accept(listener.socket, token),
+                }
+            }
+            listener.armed = u32::MAX >> (u32::BITS - lanes);
+        }
+    }
+
+    /// Ends the multishot receives of connections that have left the busy tier.
+    fn end_streams(&mut self) {
+        for id in std::mem::take(&mut self.connections.calmed) {
+            let connection = self.connections.get(id);
+            if connection.is_some_and(|connection| connection.flags.armed == Armed::Stream) {
+                self.ring.cancel(receive_token(id));
             }
         }
     }
 
+    /// Asks for bytes that are there, or that are expected soon.
     fn receive(&mut self, id: ConnectionId) {
+        self.ask(id, Armed::Once);
+    }
+
+    /// Asks for bytes that come at some time.
+    fn wait(&mut self, id: ConnectionId) {
+        self.ask(id, Armed::Poll);
+    }
+
+    /// Asks as told, or in the way of the busy tier.
+    fn ask(&mut self, id: ConnectionId, idle: Armed) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let may_receive = connection.phase != Phase::Gone && !self.is_still;
-        if may_receive && !connection.flags.is_receiving {
-            connection.flags.is_receiving = true;
-            let socket = Socket::Direct(connection.socket);
-            self.ring.receive(socket, receive_token(id));
+        let may_ask = connection.phase != Phase::Gone && !self.is_still;
+        if !may_ask || connection.flags.armed != Armed::Nothing {
+            return;
+        }
+        let (socket, token) = (self.ring.accepted(connection.socket), receive_token(id));
+        let ask = if connection.flags.is_busy { Armed::Stream } else { idle };
+        connection.flags.armed = ask;
+        match ask {
+            Armed::Nothing => {}
+            Armed::Poll => self.ring.poll(socket, token),
+            Armed::Once => self.ring.receive_once(socket, token),
+            Armed::Stream => self.ring.receive(socket, token),
         }
     }
 
@@ -374,8 +424,8 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     }
 }
 
-fn accept_token(index: usize) -> Token {
-    Token::new(Kind::Accept, index as u32, 0)
+fn accept_token(index: usize, lane: u32) -> Token {
+    Token::new(Kind::Accept, index as u32, lane)
 }
 
 fn receive_token(id: ConnectionId) -> Token {

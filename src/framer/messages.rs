@@ -203,7 +203,17 @@ impl Framer {
     /// Bytes held for what is not complete yet; 0 for an idle framer.
     pub fn held_size(&self) -> usize {
         let partial = self.partial.as_ref();
-        partial.map_or(0, |partial| size_of::<Partial>() + partial.message.capacity())
+        partial.map_or(0, |partial| {
+            size_of::<Partial>() + partial.message.capacity() + partial.control.capacity()
+        })
+    }
+
+    /// Gives back what is held beyond what has arrived.
+    pub fn shrink(&mut self) {
+        if let Some(partial) = &mut self.partial {
+            partial.message.shrink_to_fit();
+            partial.control.shrink_to_fit();
+        }
     }
 
     /// Frees what the event before lent out, and the whole partial when nothing else is in it.

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::link::message::{Target, Watermark};
+use crate::link::message::{GroupChange, Target, Watermark};
 use crate::link::record::{Body, Id};
 use crate::protocol::operation::{Event, INTEGER_MAX, LATER, Operation, Rejected, Request};
 use crate::protocol::{Subprotocol, conversation};
@@ -70,6 +70,10 @@ fn is_valid(request: &Request) {
         Operation::Conversations { after, limit } => {
             after.iter().for_each(|after| named(after));
             assert!((1..=200).contains(limit));
+        }
+        Operation::Group { convo, change } => {
+            assert_eq!(conversation::parse(convo), Ok(conversation::Conversation::Named));
+            assert!(group_members(change).iter().all(|member| conversation::is_id(member)));
         }
         Operation::Ping => {}
         Operation::Later(name) => assert!(LATER.contains(name)),
@@ -157,12 +161,46 @@ pub fn written(request: &Request) -> (Vec<u8>, Value) {
         Operation::Ping => (vec![6], json!({"t":"ping"})),
         Operation::Later(name) => {
             let index = LATER.iter().position(|later| later == name).expect("one of them");
-            (vec![7 + index as u8], json!({"t":name}))
+            (vec![13 + index as u8], json!({"t":name}))
         }
+        Operation::Group { convo, change } => written_group(convo, change),
     };
     if let Some(reference) = request.reference {
         binary.extend(integer(2, zigzag(reference)));
         object["ref"] = json!(reference);
+    }
+    (binary, object)
+}
+
+fn group_members(change: &GroupChange) -> &[Id] {
+    match change {
+        GroupChange::Create { members } | GroupChange::Add { members } => members,
+        GroupChange::Remove { members } | GroupChange::Role { members, .. } => members,
+        GroupChange::Leave | GroupChange::Info => &[],
+    }
+}
+
+fn written_group(convo: &str, change: &GroupChange) -> (Vec<u8>, Value) {
+    let (number_of, name) = match change {
+        GroupChange::Create { .. } => (7, "group.create"),
+        GroupChange::Add { .. } => (8, "group.add"),
+        GroupChange::Remove { .. } => (9, "group.remove"),
+        GroupChange::Role { .. } => (10, "group.role"),
+        GroupChange::Leave => (11, "group.leave"),
+        GroupChange::Info => (12, "group.info"),
+    };
+    let mut binary = [vec![number_of], bytes(1, convo.as_bytes())].concat();
+    let mut object = json!({"t":name,"convo":convo});
+    if let GroupChange::Role { admin, .. } = change {
+        binary.extend(integer(0x2a, if *admin { 1 } else { 2 }));
+        object["role"] = json!(if *admin { "admin" } else { "member" });
+    }
+    if !matches!(change, GroupChange::Leave | GroupChange::Info) {
+        let members = group_members(change);
+        let entries = members.iter().map(|member| [number(member.len() as u64), (**member).into()]);
+        binary
+            .extend(bytes(0x21, &entries.map(|entry| entry.concat()).collect::<Vec<_>>().concat()));
+        object["members"] = members.iter().map(|member| json!(&**member)).collect();
     }
     (binary, object)
 }

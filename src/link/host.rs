@@ -168,7 +168,7 @@ impl Links {
         let Ok(slot) = u32::try_from(completion.result) else {
             return;
         };
-        let socket = Socket::Direct(slot);
+        let socket = ring.accepted(slot);
         let greeting = self.connections.iter().flatten().filter(|c| c.peer().is_none()).count();
         if greeting >= GREETING_COUNT_MAX {
             ring.close(socket, true);

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::record::{Body, ConversationName, Cursor, Id, Message};
+use super::record::{Body, ConversationName, Cursor, Id, Member, Message};
 use super::wire::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -61,6 +61,48 @@ wire_enum! {
         /// Nothing is known to have happened; the client repeats it after `retry_ms`.
         6 = Unavailable,
         7 = Internal,
+        /// The group has as many members as it may have.
+        8 = GroupFull,
+    }
+}
+
+wire_enum! {
+    /// What is asked of a group.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum GroupChange {
+        /// The owner is who asks.
+        1 = Create { members: Vec<Id>, },
+        2 = Add { members: Vec<Id>, },
+        3 = Remove { members: Vec<Id>, },
+        4 = Role { members: Vec<Id>, admin: bool, },
+        5 = Leave,
+        /// Nothing changes.
+        6 = Info,
+    }
+}
+
+wire_struct! {
+    /// A group as its members see it.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct GroupState {
+        pub convo: ConversationName,
+        /// `None`: everybody has left.
+        pub owner: Option<Id>,
+        /// Those beside the owner, by name.
+        pub admins: Vec<Id>,
+        /// All of them, the owner and the admins too, by name.
+        pub members: Vec<Id>,
+        /// Counts the changes: 1, 2, 3, ...
+        pub version: u64,
+    }
+}
+
+wire_struct! {
+    /// How many of the other members have reached a seq.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Tally {
+        pub count: u64,
+        pub of: u64,
     }
 }
 
@@ -141,6 +183,10 @@ wire_enum! {
             seq: u64,
             stream: u64,
         },
+        /// Answered by `Group`, a change once it is durable, or `Refused`. A change that was handed
+        /// over and not answered is not asked again in a later session: nobody knows whether it
+        /// happened, and what others did since would be undone.
+        13 = Group { address: Address, user: Id, convo: ConversationName, change: GroupChange, },
     }
 }
 
@@ -177,15 +223,19 @@ wire_enum! {
             seq: u64,
             watermark: Watermark,
             by: Id,
+            /// In a group.
+            tally: Option<Tally>,
         },
         /// A newer session of the same device is confirmed open: `goaway` `replaced`, close 4001.
         9 = Replaced { target: PushTarget, },
         /// The epoch that the store granted, before anything else is said in it. An edge that has
         /// served a higher one refuses this sequencer: it was paused and has been superseded.
         10 = Serving { epoch: u64, },
-        /// Oldest first; the first of them tells whether there are older ones.
-        11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, },
+        /// Oldest first; there are older ones if the first of them is above `first`, the first that
+        /// the asker may see.
+        11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, first: u64, },
         12 = Conversations { to: u64, rows: Vec<Overview>, },
+        13 = Group { to: u64, group: GroupState, },
     }
 }
 
@@ -229,6 +279,10 @@ wire_enum! {
         9 = History { convo: ConversationName, before: u64, limit: u32, size_max: u32, },
         /// Answered by `Overviews`, one row per name, in the order asked.
         10 = Overview { user: Id, convos: Vec<ConversationName>, },
+        /// Answered by `Members`. `after`: empty, or the `next` of the piece before.
+        11 = LoadMembers { convo: ConversationName, after: Bytes, },
+        /// Answered by `Watermarks`.
+        12 = LoadWatermarks { convo: ConversationName, },
     }
 }
 
@@ -266,13 +320,25 @@ wire_enum! {
         },
         /// A piece of what is kept of a user, as much as one entry holds. `next`: empty, or where
         /// the next piece begins, for the store alone to understand; good for any life of it.
-        6 = User { to: u64, devices: Vec<Id>, cursors: Vec<Cursor>, next: Bytes, },
+        6 = User {
+            to: u64,
+            devices: Vec<Id>,
+            cursors: Vec<Cursor>,
+            /// His rows in the groups where he is or was a member.
+            groups: Vec<(ConversationName, Member)>,
+            next: Bytes,
+        },
         7 = Found { to: u64, message: Option<Accepted>, },
         8 = Messages { to: u64, messages: Vec<Message>, },
         9 = Records { to: u64, records: Bytes, count: u32, },
         /// The store cannot do it now (disk full, read error): ask again.
         10 = Unavailable { to: u64, },
         11 = Overviews { to: u64, rows: Vec<Overview>, },
+        /// A piece of a group's members, those who left too; `version` 0: there is no such group.
+        12 = Members { to: u64, version: u64, members: Vec<Member>, next: Bytes, },
+        /// How far everybody in a group has come, and of its last messages seq and sender: the
+        /// [`fingerprint`](super::fingerprint) of his name and no id.
+        13 = Watermarks { to: u64, rows: Vec<Reached>, senders: Vec<(u64, u64)>, },
     }
 }
 
@@ -294,6 +360,16 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// The watermarks of a member, not below what he began after.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Reached {
+        pub user: Id,
+        pub delivered: u64,
+        pub read: u64,
+    }
+}
+
+wire_struct! {
     /// The first answer to a send, to be given again.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Accepted {
@@ -311,6 +387,7 @@ impl FromStore {
             Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
+            Members { to, .. } | Watermarks { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

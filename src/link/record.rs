@@ -28,7 +28,8 @@ wire_struct! {
         pub from: Id,
         /// The device that sent it.
         pub device: Id,
-        /// The client's own id of it; the dedup key is (from, convo, id).
+        /// The client's own id of it; the dedup key is (from, convo, id). Empty: a system message,
+        /// which no device sent.
         pub id: Id,
         pub body: Body,
     }
@@ -41,6 +42,63 @@ wire_enum! {
         /// UTF-8, checked by the edge.
         1 = Text { text: Bytes, },
         2 = Binary { bytes: Bytes, },
+    }
+}
+
+wire_enum! {
+    /// What a member of a group may do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum GroupRole {
+        1 = Owner,
+        2 = Admin,
+        3 = Member,
+    }
+}
+
+wire_struct! {
+    /// One stay of a member in his group.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Stay {
+        /// The message that let him in: the first that he sees.
+        pub joined: u64,
+        /// The message by which he left, the last that he hears; 0: he is in.
+        pub left: u64,
+        /// Position of that message's record; 0: he is in.
+        pub left_lsn: u64,
+    }
+}
+
+wire_struct! {
+    /// A member of a group, or somebody who was one.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Member {
+        pub user: Id,
+        /// The group's version when this last changed: of two, the greater one holds.
+        pub version: u64,
+        pub role: GroupRole,
+        /// The message that made him an admin; 0: he is none.
+        pub admin_since: u64,
+        /// Orders those who joined by the same message.
+        pub place: u32,
+        /// Oldest first, never empty. A stay that fan-out may still have to look back to is kept.
+        pub stays: Vec<Stay>,
+    }
+}
+
+impl Member {
+    /// The present stay, or the last one.
+    pub fn last_stay(&self) -> Stay {
+        self.stays.last().copied().unwrap_or(Stay { joined: 0, left: 0, left_lsn: 0 })
+    }
+
+    pub fn is_in(&self) -> bool {
+        self.stays.last().is_some_and(|stay| stay.left == 0)
+    }
+
+    /// Whether the message `seq` is for him.
+    pub fn was_in_at(&self, seq: u64) -> bool {
+        let covers = |stay: &Stay| stay.joined <= seq && (stay.left == 0 || seq <= stay.left);
+        self.stays.iter().any(covers)
     }
 }
 
@@ -108,6 +166,16 @@ wire_enum! {
         /// Written by `aldis repair` alone, in the place of a record that the disk lost: so every
         /// position still stands for one record. `message`: if it was one, and the index knew it.
         7 = Lost { message: Option<LostMessage>, },
+        /// A group is made or its membership changes: the system message that says so, the group's
+        /// version from here on, and whoever is concerned, whole rows.
+        8 = Group { message: Message, version: u64, members: Vec<Member>, },
+    }
+}
+
+impl Message {
+    /// Told by the server, in the name of whoever acted.
+    pub fn is_system(&self) -> bool {
+        self.id.is_empty()
     }
 }
 

@@ -29,8 +29,14 @@ mod operation_type {
     pub const HISTORY: u8 = 0x04;
     pub const CONVOS: u8 = 0x05;
     pub const PING: u8 = 0x06;
+    pub const GROUP_CREATE: u8 = 0x07;
+    pub const GROUP_ADD: u8 = 0x08;
+    pub const GROUP_REMOVE: u8 = 0x09;
+    pub const GROUP_ROLE: u8 = 0x0a;
+    pub const GROUP_LEAVE: u8 = 0x0b;
+    pub const GROUP_INFO: u8 = 0x0c;
     /// The first of `LATER`; the others follow.
-    pub const LATER_FIRST: u8 = 0x07;
+    pub const LATER_FIRST: u8 = 0x0d;
 }
 
 /// First bytes of messages to the client.
@@ -46,6 +52,7 @@ mod event_type {
     pub const GOAWAY: u8 = 0x89;
     pub const BEHIND: u8 = 0x8a;
     pub const ERROR: u8 = 0x8b;
+    pub const GROUP: u8 = 0x8c;
 }
 
 /// Fields, by the names that they have in JSON. Even: a varint; odd: a length and bytes.
@@ -87,7 +94,17 @@ mod tag {
     pub const OTHERS_READ: u8 = 0x24;
     pub const REASON: u8 = 0x26;
     pub const CODE: u8 = 0x28;
+    pub const MEMBERS: u8 = 0x21;
+    pub const ADMINS: u8 = 0x23;
+    pub const OWNER: u8 = 0x25;
+    pub const ROLE: u8 = 0x2a;
+    pub const VERSION: u8 = 0x2c;
+    pub const COUNT: u8 = 0x2e;
+    pub const OF: u8 = 0x30;
 }
+
+/// The `kind` of a system message.
+const KIND_SYSTEM: u64 = 3;
 
 /// Reads one binary message.
 pub fn decode(message: &[u8]) -> Result<Request, Rejected> {
@@ -126,10 +143,20 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             out.push(event_type::MSG);
             message_fields(message, out);
         }
-        Event::Receipt { convo, seq, watermark, by } => {
+        Event::Receipt { convo, seq, watermark, by, tally } => {
             let mut frame = Frame::begin(out, event_type::RECEIPT);
             frame.text(tag::CONVO, convo).integer(tag::SEQ, seq);
             frame.integer(tag::KIND, watermark_number(watermark)).text(tag::BY, by);
+            frame.optional(tag::COUNT, tally.map(|tally| tally.count));
+            frame.optional(tag::OF, tally.map(|tally| tally.of));
+        }
+        Event::Group { reference, group } => {
+            let mut frame = Frame::begin(out, event_type::GROUP);
+            frame.reference(reference).text(tag::CONVO, &group.convo);
+            group.owner.iter().for_each(|owner| frame.add_owner(owner));
+            frame.list(tag::ADMINS, &names(&group.admins));
+            let members = frame.list(tag::MEMBERS, &names(&group.members));
+            members.integer(tag::VERSION, group.version);
         }
         Event::Synced { reference, heads } => {
             let entries: Vec<Vec<u8>> = heads.iter().map(head_entry).collect();
@@ -183,6 +210,8 @@ struct RawFields<'a> {
     body_bytes: Option<&'a [u8]>,
     convos: Option<&'a [u8]>,
     after: Option<&'a [u8]>,
+    members: Option<&'a [u8]>,
+    role: Option<u64>,
 }
 
 impl<'a> RawFields<'a> {
@@ -212,6 +241,7 @@ impl<'a> RawFields<'a> {
             tag::KIND => &mut self.kind,
             tag::BEFORE => &mut self.before,
             tag::LIMIT => &mut self.limit,
+            tag::ROLE => &mut self.role,
             _ => return None,
         })
     }
@@ -225,6 +255,7 @@ impl<'a> RawFields<'a> {
             tag::BODY_BYTES => &mut self.body_bytes,
             tag::CONVOS => &mut self.convos,
             tag::AFTER => &mut self.after,
+            tag::MEMBERS => &mut self.members,
             _ => return None,
         })
     }
@@ -274,6 +305,12 @@ fn operation_name(kind: u8) -> Option<&'static str> {
         operation_type::HISTORY => "history",
         operation_type::CONVOS => "convos",
         operation_type::PING => "ping",
+        operation_type::GROUP_CREATE => "group.create",
+        operation_type::GROUP_ADD => "group.add",
+        operation_type::GROUP_REMOVE => "group.remove",
+        operation_type::GROUP_ROLE => "group.role",
+        operation_type::GROUP_LEAVE => "group.leave",
+        operation_type::GROUP_INFO => "group.info",
         other => {
             let index = other.checked_sub(operation_type::LATER_FIRST)?;
             LATER.get(usize::from(index))?
@@ -311,6 +348,23 @@ impl Fields for RawFields<'_> {
             2 => Some(Watermark::Read),
             _ => None,
         }
+    }
+
+    fn admin(&self) -> Option<bool> {
+        match self.role? {
+            1 => Some(true),
+            2 => Some(false),
+            _ => None,
+        }
+    }
+
+    fn members(&self) -> Option<Vec<Cow<'_, str>>> {
+        let mut rest = self.members?;
+        let mut members = Vec::new();
+        while !rest.is_empty() {
+            members.push(Cow::Borrowed(text(Some(sized(&mut rest)?))?));
+        }
+        Some(members)
     }
 
     /// Of a name that comes twice, the last.
@@ -396,11 +450,19 @@ fn message_fields(message: &Message, out: &mut Vec<u8>) {
     let mut frame = Frame { out };
     frame.text(tag::CONVO, &message.convo).integer(tag::SEQ, message.seq);
     frame.integer(tag::MID, message.mid).text(tag::FROM, &message.from);
-    frame.text(tag::ID, &message.id).integer(tag::TS, message.ts);
+    match message.is_system() {
+        true => frame.integer(tag::KIND, KIND_SYSTEM),
+        false => frame.text(tag::ID, &message.id),
+    };
+    frame.integer(tag::TS, message.ts);
     match &message.body {
         Body::Text { text } => frame.bytes(tag::BODY, text),
         Body::Binary { bytes } => frame.bytes(tag::BODY_BYTES, bytes),
     };
+}
+
+fn names(names: &[Id]) -> Vec<Vec<u8>> {
+    names.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
 
 fn head_entry((convo, head): &(ConversationName, u64)) -> Vec<u8> {
@@ -459,6 +521,10 @@ impl Frame<'_> {
 
     fn text(&mut self, tag: u8, value: &str) -> &mut Self {
         self.bytes(tag, value.as_bytes())
+    }
+
+    fn add_owner(&mut self, owner: &str) {
+        self.text(tag::OWNER, owner);
     }
 
     /// Each entry with its length before it.

@@ -9,7 +9,7 @@ use super::operation::{
     PAGE_COUNT_MAX, Rejected,
 };
 use crate::limits::BODY_SIZE_MAX;
-use crate::link::message::{Target, Watermark};
+use crate::link::message::{GroupChange, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id};
 
 /// A field whose value both subprotocols write as text or as an integer.
@@ -34,6 +34,10 @@ pub(super) trait Fields {
     fn integer(&self, field: Field) -> Option<u64>;
     fn body(&self) -> Result<Body, Fault>;
     fn watermark(&self) -> Option<Watermark>;
+    /// The `role` of a `group.role`: whether it is `admin`.
+    fn admin(&self) -> Option<bool>;
+    /// The texts of `members`; `None`: it is absent, or no list of texts.
+    fn members(&self) -> Option<Vec<Cow<'_, str>>>;
     /// The `convos` of a `sync`, by name.
     fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault>;
 }
@@ -63,6 +67,15 @@ pub(super) fn operation(name: &str, fields: &impl Fields) -> Result<Operation, F
         "history" => history(fields),
         "convos" => conversations(fields),
         "ping" => Ok(Operation::Ping),
+        "group.create" => group(fields, GroupChange::Create { members: members(fields)? }),
+        "group.add" => group(fields, GroupChange::Add { members: members(fields)? }),
+        "group.remove" => group(fields, GroupChange::Remove { members: members(fields)? }),
+        "group.role" => {
+            let admin = fields.admin().ok_or(bad("role is neither admin nor member"))?;
+            group(fields, GroupChange::Role { members: members(fields)?, admin })
+        }
+        "group.leave" => group(fields, GroupChange::Leave),
+        "group.info" => group(fields, GroupChange::Info),
         other => match LATER.iter().find(|later| **later == other) {
             Some(later) => Ok(Operation::Later(later)),
             None => Err(UNKNOWN_OPERATION),
@@ -72,6 +85,12 @@ pub(super) fn operation(name: &str, fields: &impl Fields) -> Result<Operation, F
 
 pub(super) const UNKNOWN_OPERATION: Fault =
     Fault { code: ErrorCode::UnknownOperation, message: "no such operation", limit: None };
+
+const RESERVED: Fault = Fault {
+    code: ErrorCode::Forbidden,
+    message: "names that begin with dm: are those of direct conversations",
+    limit: None,
+};
 
 const TOO_LARGE: Fault = Fault {
     code: ErrorCode::TooLarge,
@@ -129,6 +148,21 @@ fn conversations(fields: &impl Fields) -> Result<Operation, Fault> {
     };
     let limit = limit(fields, CONVERSATIONS_COUNT_DEFAULT)?;
     Ok(Operation::Conversations { after, limit })
+}
+
+fn group(fields: &impl Fields, change: GroupChange) -> Result<Operation, Fault> {
+    let name = fields.text(Field::Convo);
+    if name.is_some_and(|name| name.starts_with(conversation::DIRECT_PREFIX)) {
+        return Err(RESERVED);
+    }
+    Ok(Operation::Group { convo: convo(fields)?, change })
+}
+
+fn members(fields: &impl Fields) -> Result<Vec<Id>, Fault> {
+    let members = fields.members().ok_or(bad("members is not a list of users"))?;
+    let id = |member: Cow<str>| conversation::is_id(&member).then(|| Id::from(&*member));
+    let ids: Option<Vec<Id>> = members.into_iter().map(id).collect();
+    ids.ok_or(bad("members has one that is not an id of 1 to 64 bytes"))
 }
 
 fn limit(fields: &impl Fields, default: u32) -> Result<u32, Fault> {

@@ -64,10 +64,21 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, "msg");
             frame.message(message).end();
         }
-        Event::Receipt { convo, seq, watermark, by } => {
+        Event::Receipt { convo, seq, watermark, by, tally } => {
             let mut frame = Frame::begin(out, "receipt");
             frame.text("convo", convo).integer("seq", seq);
-            frame.text("kind", watermark_text(watermark)).text("by", by).end();
+            frame.text("kind", watermark_text(watermark)).text("by", by);
+            frame.optional("count", tally.map(|tally| tally.count));
+            frame.optional("of", tally.map(|tally| tally.of)).end();
+        }
+        Event::Group { reference, group } => {
+            let mut frame = Frame::begin(out, "group");
+            frame.reference(reference).text("convo", &group.convo);
+            if let Some(owner) = &group.owner {
+                frame.text("owner", owner);
+            }
+            frame.names("admins", &group.admins).names("members", &group.members);
+            frame.integer("version", group.version).end();
         }
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
@@ -121,6 +132,8 @@ struct RawFields<'a> {
     before: Option<&'a RawValue>,
     after: Option<&'a RawValue>,
     limit: Option<&'a RawValue>,
+    members: Option<&'a RawValue>,
+    role: Option<&'a RawValue>,
 }
 
 impl<'a> RawFields<'a> {
@@ -147,6 +160,8 @@ impl<'a> RawFields<'a> {
             "before" => &mut self.before,
             "after" => &mut self.after,
             "limit" => &mut self.limit,
+            "members" => &mut self.members,
+            "role" => &mut self.role,
             _ => return None,
         })
     }
@@ -268,6 +283,19 @@ impl Fields for RawFields<'_> {
             "read" => Some(Watermark::Read),
             _ => None,
         }
+    }
+
+    fn admin(&self) -> Option<bool> {
+        match &*text(self.role).ok()?? {
+            "admin" => Some(true),
+            "member" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn members(&self) -> Option<Vec<Cow<'_, str>>> {
+        let entries: Vec<&RawValue> = serde_json::from_str(self.members?.get()).ok()?;
+        entries.into_iter().map(|entry| text(Some(entry)).ok()?).collect()
     }
 
     fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault> {
@@ -413,7 +441,12 @@ impl Frame<'_> {
 
     fn message(&mut self, message: &Message) -> &mut Self {
         self.text("convo", &message.convo).integer("seq", message.seq).decimal("mid", message.mid);
-        self.text("from", &message.from).text("id", &message.id).integer("ts", message.ts);
+        self.text("from", &message.from);
+        match message.is_system() {
+            true => self.text("kind", "system"),
+            false => self.text("id", &message.id),
+        };
+        self.integer("ts", message.ts);
         match &message.body {
             // The edge that took it had checked it; a foreign byte becomes a replacement mark.
             Body::Text { text } => match simdutf8::basic::from_utf8(text) {
@@ -447,6 +480,16 @@ impl Frame<'_> {
         write_decimal(self.out, value);
         self.out.push(b'"');
         self
+    }
+
+    fn names(&mut self, name: &str, names: &[Id]) -> &mut Self {
+        let quoted = |name: &Id| {
+            let mut text = Vec::with_capacity(name.len() + 2);
+            write_text(&mut text, name);
+            text
+        };
+        let entries: Vec<Vec<u8>> = names.iter().map(quoted).collect();
+        self.list(name, &entries)
     }
 
     fn optional(&mut self, name: &str, value: Option<u64>) -> &mut Self {

@@ -6,7 +6,7 @@
 
 use crate::limits::{CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 pub use crate::link::message::Overview as Standing;
-use crate::link::message::{Code, Target, Watermark};
+use crate::link::message::{Code, GroupChange, GroupState, Tally, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// Every integer of the protocol but `mid` lies within plus and minus this: 2^53 - 1, what an IEEE
@@ -64,19 +64,18 @@ pub enum Operation {
         /// 1 to [`PAGE_COUNT_MAX`].
         limit: u32,
     },
+    /// A group is asked about, or its membership is to change.
+    Group {
+        convo: ConversationName,
+        change: GroupChange,
+    },
     Ping,
     /// An operation of the protocol that this version knows by name only.
     Later(&'static str),
 }
 
 /// Operations that the protocol names and this version answers `unknown_op`.
-pub const LATER: [&str; 16] = [
-    "group.create",
-    "group.add",
-    "group.remove",
-    "group.role",
-    "group.leave",
-    "group.info",
+pub const LATER: [&str; 10] = [
     "channel.create",
     "channel.subscribe",
     "channel.unsubscribe",
@@ -145,6 +144,7 @@ impl From<Code> for ErrorCode {
             Code::RateLimited => ErrorCode::RateLimited,
             Code::Unavailable => ErrorCode::Unavailable,
             Code::Internal => ErrorCode::Internal,
+            Code::GroupFull => ErrorCode::GroupFull,
         }
     }
 }
@@ -207,6 +207,12 @@ pub enum Event<'a> {
         seq: u64,
         watermark: Watermark,
         by: &'a str,
+        /// In a group: how many of the members beside the receiver have come this far.
+        tally: Option<Tally>,
+    },
+    Group {
+        reference: Option<i64>,
+        group: &'a GroupState,
     },
     Synced {
         reference: Option<i64>,

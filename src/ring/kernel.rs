@@ -1,7 +1,7 @@
 //! [`Ring`] over io_uring: one thread, one ring, completions run only when that thread asks.
 //!
-//! - Accepted sockets live in the registered-file table (`Socket::Direct`): no lock and no
-//!   reference count of the process's descriptor table per operation, and no share of its limit.
+//! - Accepted sockets live in the registered-file table (`Socket::Direct`) unless the kernel is too
+//!   old for it: see [`Descriptors`].
 //! - The `user_data` of a request is its token, except for sends: theirs has bit 63 set and names
 //!   the entry of [`sends::Sends`] that owns the bytes.
 //! - What the ring asks for on its own account (cancel, close) carries [`Kind::Internal`] and is
@@ -11,6 +11,7 @@
 
 #![expect(unsafe_code, reason = "the kernel reads and writes our memory by address")]
 
+mod accepts;
 mod fault;
 mod handover;
 mod listener;
@@ -22,17 +23,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, RawFd};
 
-use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
 use super::{BufferId, Completion, Kind, Ring, Socket, Token};
+use accepts::Accepts;
 use pool::Pool;
 use sends::{Progress, Sends};
 
 pub use fault::{KERNEL_FLOOR, RingFault};
 pub use listener::{Listener, listen, probe_bind};
-pub use options::RingOptions;
+pub use options::{Descriptors, RingOptions};
 
 /// The kernel's own bound of a registered-file table.
 const SOCKETS_MAX: u64 = 1 << 20;
@@ -51,6 +53,7 @@ pub struct KernelRing {
     ring: IoUring,
     pool: Pool,
     sends: Sends,
+    accepts: Accepts,
     watches: Vec<(Token, RawFd)>,
     /// Addresses of connects that the kernel has not read yet.
     #[expect(clippy::vec_box, reason = "the kernel holds their addresses while the vector grows")]
@@ -62,6 +65,7 @@ pub struct KernelRing {
     /// Results of the requests of [`handover`], by the index of the socket.
     installed: Vec<(u32, i32)>,
     sockets_max: u32,
+    descriptors: Descriptors,
     not_send: std::marker::PhantomData<*const ()>,
 }
 
@@ -77,34 +81,30 @@ impl KernelRing {
             .setup_cqsize(options.completions)
             .build(options.submissions)
             .map_err(RingFault::from_setup)?;
-        check_kernel(&ring)?;
-        let sockets_max = register_sockets(&ring, options.sockets)?;
+        check_kernel(&ring, options.descriptors)?;
+        let sockets_max = register_sockets(&ring, &options)?;
         let pool = register_buffers(&ring, &options)
             .map_err(|source| RingFault::Buffers { options, source })?;
         Ok(KernelRing {
             ring,
             pool,
             sends: Sends::default(),
+            accepts: Accepts::default(),
             watches: Vec::new(),
             addresses: Vec::new(),
             backlog: Vec::new(),
             unfinished: Vec::new(),
             installed: Vec::new(),
             sockets_max,
+            descriptors: options.descriptors,
             not_send: std::marker::PhantomData,
         })
     }
 
-    /// Slots for accepted sockets, after the limits of the host: over it, `accept` ends with
-    /// `-ENFILE`.
+    /// Accepted sockets at a time, after the limits of the host. Over it, `accept` ends with
+    /// `-ENFILE`; ordinary descriptors are all the process's, and it is `-EMFILE`.
     pub fn sockets_max(&self) -> u32 {
         self.sockets_max
-    }
-
-    /// What [`KernelRing::sockets_max`] of a ring would be that wants so many.
-    pub fn sockets_limit(wanted: u32) -> u32 {
-        let limit = crate::sys::open_files_limit().unwrap_or(SOCKETS_MAX);
-        u64::from(wanted).min(limit).min(SOCKETS_MAX) as u32
     }
 
     /// Receive buffers of the pool, free or not.
@@ -119,7 +119,8 @@ impl KernelRing {
 
     fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: every entry is built in this file from memory that outlives the request: the
-        // pool's mapping, vectors owned by `sends`, boxed addresses kept until submitted, statics.
+        // pool's mapping, vectors owned by `sends`, boxes of `accepts`, boxed addresses kept until
+        // submitted, statics.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.make_room();
         }
@@ -210,8 +211,12 @@ impl KernelRing {
             let Some(completion) = completion else {
                 continue;
             };
-            if completion.token.kind() == Kind::Wake {
-                drain_watch(&mut self.watches, &completion);
+            match completion.token.kind() {
+                Kind::Wake => drain_watch(&mut self.watches, &completion),
+                Kind::Accept | Kind::LinkAccept => {
+                    self.accepts.complete(completion.token, completion.result);
+                }
+                _ => {}
             }
             completions.push(completion);
         }
@@ -247,34 +252,60 @@ impl KernelRing {
         self.push(entry.user_data(token.to_raw()));
     }
 
-    /// The linger option is set just before the close, in order, as both run when submitted.
+    /// The linger option is set just before the close, in order, as both run when submitted. The
+    /// kernels with ordinary descriptors know no such request, nor is it needed for them.
     fn push_reset(&mut self, socket: Socket) {
+        let slot = match socket {
+            Socket::Direct(slot) => slot,
+            Socket::Ordinary(descriptor) => return listener::linger_no_time(descriptor),
+        };
         let option = (&raw const LINGER_RESET).cast();
         let size = size_of::<libc::linger>() as u32;
         let (level, name) = (libc::SOL_SOCKET as u32, libc::SO_LINGER as u32);
-        let entry = match socket {
-            Socket::Direct(slot) => {
-                opcode::SetSockOpt::new(Fixed(slot), level, name, option, size).build()
-            }
-            Socket::Ordinary(descriptor) => {
-                opcode::SetSockOpt::new(Fd(descriptor), level, name, option, size).build()
-            }
-        };
+        let entry = opcode::SetSockOpt::new(Fixed(slot), level, name, option, size).build();
         self.push_internal(entry);
     }
 }
 
 impl Ring for KernelRing {
     fn accept(&mut self, listener: Socket, token: Token) {
+        // What is in the ring's table is no descriptor of the process, nor inherited.
+        let (is_direct, flags) = match self.descriptors {
+            Descriptors::Direct => (true, 0),
+            Descriptors::Ordinary => (false, libc::SOCK_CLOEXEC),
+        };
         let entry = match listener {
-            Socket::Direct(slot) => {
-                opcode::AcceptMulti::new(Fixed(slot)).allocate_file_index(true).build()
+            Socket::Direct(slot) => opcode::AcceptMulti::new(Fixed(slot)),
+            Socket::Ordinary(descriptor) => opcode::AcceptMulti::new(Fd(descriptor)),
+        };
+        let entry = entry.flags(flags).allocate_file_index(is_direct).build();
+        self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn accept_one(&mut self, listener: Socket, token: Token) {
+        let (address, size) = self.accepts.begin(token);
+        let is_direct = self.descriptors == Descriptors::Direct;
+        let slot = is_direct.then(DestinationSlot::auto_target);
+        let entry = match listener {
+            Socket::Direct(listener) => {
+                opcode::Accept::new(Fixed(listener), address, size).file_index(slot).build()
             }
             Socket::Ordinary(descriptor) => {
-                opcode::AcceptMulti::new(Fd(descriptor)).allocate_file_index(true).build()
+                opcode::Accept::new(Fd(descriptor), address, size).file_index(slot).build()
             }
         };
         self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn take_peer(&mut self, token: Token) -> Option<SocketAddr> {
+        self.accepts.take(token)
+    }
+
+    fn accepted(&self, result: u32) -> Socket {
+        match self.descriptors {
+            Descriptors::Direct => Socket::Direct(result),
+            Descriptors::Ordinary => Socket::Ordinary(result as RawFd),
+        }
     }
 
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
@@ -296,6 +327,29 @@ impl Ring for KernelRing {
             Socket::Ordinary(descriptor) => {
                 opcode::RecvMulti::new(Fd(descriptor), pool::GROUP).build()
             }
+        };
+        self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn receive_once(&mut self, socket: Socket, token: Token) {
+        let (nowhere, size) = (std::ptr::null_mut(), self.pool.buffer_size());
+        let entry = match socket {
+            Socket::Direct(slot) => {
+                opcode::Recv::new(Fixed(slot), nowhere, size).buf_group(pool::GROUP).build()
+            }
+            Socket::Ordinary(descriptor) => {
+                opcode::Recv::new(Fd(descriptor), nowhere, size).buf_group(pool::GROUP).build()
+            }
+        };
+        let entry = entry.flags(squeue::Flags::BUFFER_SELECT);
+        self.push(entry.user_data(token.to_raw()));
+    }
+
+    fn poll(&mut self, socket: Socket, token: Token) {
+        let readable = (libc::POLLIN | libc::POLLRDHUP) as u32;
+        let entry = match socket {
+            Socket::Direct(slot) => opcode::PollAdd::new(Fixed(slot), readable).build(),
+            Socket::Ordinary(descriptor) => opcode::PollAdd::new(Fd(descriptor), readable).build(),
         };
         self.push(entry.user_data(token.to_raw()));
     }
@@ -346,6 +400,7 @@ impl Ring for KernelRing {
 
     fn turn(&mut self, wait_us: u64, completions: &mut Vec<Completion>) {
         self.sends.forget_done();
+        self.accepts.forget_done();
         let already_there = !self.backlog.is_empty() || !self.ring.completion().is_empty();
         completions.append(&mut self.backlog);
         self.enter(if already_there { 0 } else { wait_us });
@@ -383,7 +438,8 @@ impl Drop for KernelRing {
             self.sends.forget_done();
             self.enter(1_000);
             self.harvest(&mut completions);
-            if completions.is_empty() && self.sends.in_flight() == 0 {
+            let in_flight = self.sends.in_flight() + self.accepts.in_flight();
+            if completions.is_empty() && in_flight == 0 {
                 return;
             }
             completions.clear();
@@ -391,13 +447,20 @@ impl Drop for KernelRing {
         if self.sends.in_flight() > 0 {
             std::mem::forget(std::mem::take(&mut self.sends));
         }
+        if self.accepts.in_flight() > 0 {
+            std::mem::forget(std::mem::take(&mut self.accepts));
+        }
     }
 }
 
-fn check_kernel(ring: &IoUring) -> Result<(), RingFault> {
+fn check_kernel(ring: &IoUring, descriptors: Descriptors) -> Result<(), RingFault> {
     let kernel = fault::kernel_release();
-    let lacking = if fault::is_too_old(&kernel) {
-        "closed sockets in the ring's table may stay open before it"
+    let is_direct = descriptors == Descriptors::Direct;
+    if is_direct && fault::is_older(&kernel, fault::DIRECT_FLOOR) {
+        return Err(RingFault::NoDirectDescriptors { kernel });
+    }
+    let lacking = if fault::is_older(&kernel, KERNEL_FLOOR) {
+        "completions run at any time before it"
     } else if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
         "it waits without a timeout, or loses completions"
     } else if !ring.params().is_feature_skip_cqe_on_success() {
@@ -408,9 +471,12 @@ fn check_kernel(ring: &IoUring) -> Result<(), RingFault> {
     Err(RingFault::KernelTooOld { kernel, lacking })
 }
 
-fn register_sockets(ring: &IoUring, wanted: u32) -> Result<u32, RingFault> {
+fn register_sockets(ring: &IoUring, options: &RingOptions) -> Result<u32, RingFault> {
     let limit = crate::sys::open_files_limit().unwrap_or(SOCKETS_MAX);
-    let sockets = KernelRing::sockets_limit(wanted);
+    let sockets = u64::from(options.sockets).min(limit).min(SOCKETS_MAX) as u32;
+    if options.descriptors == Descriptors::Ordinary {
+        return Ok(sockets);
+    }
     match ring.submitter().register_files_sparse(sockets) {
         Ok(()) => Ok(sockets),
         Err(source) => Err(RingFault::SocketTable { sockets, limit, source }),

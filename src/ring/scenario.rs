@@ -19,6 +19,9 @@ pub(crate) trait Stage {
 
     fn dial(&mut self, address: SocketAddr) -> Self::Client;
 
+    /// The same, and the address that the client has.
+    fn dial_named(&mut self, address: SocketAddr) -> (Self::Client, SocketAddr);
+
     /// Lets a little time pass and takes a turn.
     fn pump(&mut self, completions: &mut Vec<Completion>);
 }
@@ -133,7 +136,7 @@ fn connected<S: Stage>(stage: &mut S) -> (S::Client, Socket, SocketAddr) {
     let client = stage.dial(address);
     let accepted = next(stage, accept);
     assert!(accepted.more && accepted.result >= 0, "{accepted:?}");
-    (client, Socket::Direct(accepted.result as u32), address)
+    (client, stage.ring().accepted(accepted.result as u32), address)
 }
 
 pub(crate) fn echo(stage: &mut impl Stage) {
@@ -251,7 +254,7 @@ pub(crate) fn link_to_itself(stage: &mut impl Stage) {
     let near = stage.ring().connect(address, connect).expect("a new socket");
     let both = all(stage, &[accept, connect]);
     assert_eq!(both[1].result, 0);
-    let far = Socket::Direct(both[0].result as u32);
+    let far = stage.ring().accepted(both[0].result as u32);
     let (receive, send) = (token(Kind::LinkReceive, 1), token(Kind::LinkSend, 1));
     stage.ring().receive(near, receive);
     stage.ring().send(far, b"over the link".to_vec(), send);
@@ -266,6 +269,60 @@ pub(crate) fn link_to_itself(stage: &mut impl Stage) {
 }
 
 /// A cancelled receive ends, and takes no bytes with it that come later.
+/// A poll says that something is there, a receive takes it, again and again; then the end.
+pub(crate) fn polled_and_received(stage: &mut impl Stage) {
+    let (mut client, socket, _) = connected(stage);
+    let wait = token(Kind::Receive, 1);
+    for round in 0..3 {
+        stage.ring().poll(socket, wait);
+        quiet(stage);
+        let message = pattern(100 + round);
+        assert_eq!(client.write(&message), message.len());
+        let readable = next(stage, wait);
+        assert!(readable.result > 0 && !readable.more && readable.buffer.is_none());
+        stage.ring().receive_once(socket, wait);
+        let received = next(stage, wait);
+        assert!(!received.more);
+        assert_eq!(taken(stage.ring(), received), message);
+    }
+    // A poll for what is there already, and a receive before there is anything.
+    client.write(b"one");
+    for expected in [&b"one"[..], b"two"] {
+        stage.ring().receive_once(socket, wait);
+        if expected == b"two" {
+            quiet(stage);
+            client.write(expected);
+        }
+        let received = next(stage, wait);
+        assert_eq!(taken(stage.ring(), received), expected);
+    }
+    client.close();
+    stage.ring().poll(socket, wait);
+    assert!(next(stage, wait).result >= 0);
+    stage.ring().receive_once(socket, wait);
+    let end = next(stage, wait);
+    assert!(end.result == 0 || end.result == -libc::ECONNRESET, "{end:?}");
+}
+
+pub(crate) fn cancelled_poll(stage: &mut impl Stage) {
+    let (mut client, socket, _) = connected(stage);
+    let wait = token(Kind::Receive, 1);
+    stage.ring().poll(socket, wait);
+    quiet(stage);
+    stage.ring().cancel(wait);
+    assert_eq!(next(stage, wait).result, -libc::ECANCELED);
+    // The stream is as it was.
+    client.write(b"still");
+    stage.ring().receive_once(socket, wait);
+    let received = next(stage, wait);
+    assert_eq!(taken(stage.ring(), received), b"still");
+    stage.ring().poll(socket, wait);
+    stage.ring().cancel(wait);
+    stage.ring().close(socket, false);
+    assert_eq!(next(stage, wait).result, -libc::ECANCELED);
+    read_until(stage, &mut client, |client, _| client.is_closed());
+}
+
 pub(crate) fn cancelled_receive(stage: &mut impl Stage) {
     let (mut client, socket, _) = connected(stage);
     let first = token(Kind::Receive, 1);
@@ -339,4 +396,44 @@ pub(crate) fn stale_token_after_close(stage: &mut impl Stage) {
     stage.ring().receive(socket, new);
     assert_eq!(second.write(b"second life"), 11);
     assert_eq!(receive_exactly(stage, new, 11), b"second life");
+}
+
+/// Several single accepts on one listener: each takes one client and knows who it is; the others
+/// wait on, and end when they are cancelled.
+pub(crate) fn accepted_one_by_one<S: Stage>(stage: &mut S) {
+    let (listener, address) = stage.listen();
+    let lanes: Vec<Token> = (0..4).map(|lane| Token::new(Kind::Accept, 0, lane)).collect();
+    lanes.iter().for_each(|lane| stage.ring().accept_one(listener, *lane));
+    let (mut clients, mut sockets, mut waiting) = (Vec::new(), Vec::new(), lanes);
+    for _ in 0..3 {
+        let (client, name) = stage.dial_named(address);
+        clients.push(client);
+        let mut completions = Vec::new();
+        for _ in 0..PUMPS_MAX {
+            stage.pump(&mut completions);
+            if !completions.is_empty() {
+                break;
+            }
+        }
+        let [accepted] = completions[..] else {
+            panic!("{completions:?} for one client");
+        };
+        assert!(accepted.result >= 0 && !accepted.more, "{accepted:?}");
+        let peer = stage.ring().take_peer(accepted.token).expect("it has just completed");
+        assert_eq!(peer, name);
+        assert_eq!(stage.ring().take_peer(accepted.token), None, "it was taken");
+        waiting.retain(|lane| *lane != accepted.token);
+        sockets.push(Socket::Direct(accepted.result as u32));
+    }
+    assert_eq!(waiting.len(), 1, "each completed once");
+    // An address that nobody fetched is forgotten, and a lane can be armed again.
+    stage.ring().accept_one(listener, Token::new(Kind::Accept, 0, 9));
+    waiting.push(Token::new(Kind::Accept, 0, 9));
+    waiting.iter().for_each(|lane| stage.ring().cancel(*lane));
+    for ended in all(stage, &waiting) {
+        assert_eq!((ended.result, ended.more), (-libc::ECANCELED, false));
+        assert_eq!(stage.ring().take_peer(ended.token), None);
+    }
+    sockets.into_iter().for_each(|socket| stage.ring().close(socket, false));
+    quiet(stage);
 }

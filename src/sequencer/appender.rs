@@ -72,6 +72,11 @@ impl Appender {
         lsn
     }
 
+    /// The place that the next record gets.
+    pub fn next_lsn(&self) -> u64 {
+        self.next_lsn
+    }
+
     /// Adds a waiter to a record that is not durable yet. `false`: it is not here.
     pub fn wait_for(&mut self, lsn: u64, waiter: Waiter) -> bool {
         // Positions have no gap: where a record stands follows from where the first one stands.

@@ -37,18 +37,25 @@ pub(super) struct Residents {
     pub conversations: VecDeque<ConversationName>,
     pub users: VecDeque<Id>,
     pub fingerprints: usize,
+    /// Rows of groups.
+    pub members: usize,
 }
+
+/// Memory of a group's row, in fingerprints.
+const FINGERPRINTS_PER_MEMBER: usize = 16;
 
 impl Sequencer {
     /// Drops what is idle while the budget is exceeded.
     pub(super) fn keep_budget(&mut self) {
         for _ in 0..LOOK_COUNT_MAX {
             let crowded = self.conversations.len() > self.budget.conversations_max
-                || self.residents.fingerprints > self.budget.fingerprints_max;
+                || self.residents.fingerprints + self.residents.members * FINGERPRINTS_PER_MEMBER
+                    > self.budget.fingerprints_max;
             let Some(convo) = self.residents.conversations.pop_front_if(|_| crowded) else { break };
             if self.conversations.get(&convo).is_some_and(Conversation::is_idle) {
                 let dropped = self.conversations.remove(&convo).expect("looked at it");
                 self.residents.fingerprints -= dropped.fingerprints.len();
+                self.residents.members -= dropped.group.map_or(0, |group| group.len());
                 self.counters.evicted_total += 1;
             } else {
                 self.residents.conversations.push_back(convo);

@@ -1,16 +1,19 @@
 //! A conversation as its owner keeps it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use hashbrown::{HashMap, HashSet};
 
 use super::appender::Waiter;
+use super::group::Group;
 use super::inbox::Raise;
 use super::listing::PageAsked;
 use super::order::Send;
+use super::receipts::Receipts;
 use super::stream::{Asked, Named};
-use crate::link::message::Accepted;
-use crate::link::record::Id;
+use crate::link::message::{Accepted, GroupChange};
+use crate::link::record::{Id, Message};
 
 /// Something that waits until the conversation is loaded, or until a look-up before it is done.
 pub enum Task {
@@ -18,6 +21,7 @@ pub enum Task {
     Raise(Id, Raise),
     Page(PageAsked),
     Sync(Id, Asked, Named),
+    Group(Waiter, Id, GroupChange),
 }
 
 /// A send that has its place and is not durable yet.
@@ -45,12 +49,22 @@ pub struct Conversation {
     pub looking_up: bool,
     /// The look-up's answer, for the task at the front: it repeats this, or nothing.
     pub looked_up: Option<Option<Accepted>>,
+    /// If it is one: as it durably is.
+    pub group: Option<Group>,
+    /// A change of its membership is on its way into the log; every task waits for it.
+    pub is_changing: bool,
+    /// Durable messages that wait for the loading to be fanned out.
+    pub fans: VecDeque<(u64, Rc<Message>)>,
+    /// Of a group in which somebody has acknowledged.
+    pub receipts: Option<Box<Receipts>>,
 }
 
 impl Conversation {
     /// The store knows all that is here.
     pub fn is_idle(&self) -> bool {
-        let quiet = self.tasks.is_empty() && self.pending.is_empty();
+        let quiet = self.tasks.is_empty() && self.pending.is_empty() && self.fans.is_empty();
+        let quiet = quiet && !self.is_changing;
+        let quiet = quiet && self.receipts.as_ref().is_none_or(|receipts| receipts.is_idle());
         self.loaded && quiet && !self.looking_up && self.looked_up.is_none()
     }
 

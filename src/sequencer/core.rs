@@ -14,6 +14,7 @@ use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
+use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
 use super::user::User;
@@ -52,6 +53,8 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Groups made, and changes of membership.
+    pub group_changes_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
     pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
@@ -95,6 +98,7 @@ pub struct Sequencer {
     lives: u64,
     pub(super) fanout: Fanout,
     pub(super) gathered: Gathered,
+    pub(super) receipts_due: Due,
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
@@ -138,6 +142,7 @@ impl Sequencer {
             lives: 0,
             fanout: Fanout::default(),
             gathered: Gathered::default(),
+            receipts_due: Due::default(),
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
@@ -187,6 +192,7 @@ impl Sequencer {
         }
         if self.appender.is_some() {
             self.advance_fanout(out);
+            self.tell_receipts(out);
             self.flush_gathered();
             self.keep_budget();
             self.cut_batch(out);
@@ -217,11 +223,10 @@ impl Sequencer {
 
     /// The microseconds until [`Sequencer::tick`] has something to do by itself, at most `max_us`.
     pub fn wait_us(&self, max_us: u64) -> u64 {
-        if self.gathered.rows.is_empty() {
-            return max_us;
-        }
-        let due = self.gathered.since_us + GATHER_US;
-        due.saturating_sub(self.now.monotonic_us).clamp(1, max_us)
+        let gathers = !self.gathered.rows.is_empty();
+        let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
+        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();
+        due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
 
     pub(super) fn appender(&mut self) -> &mut Appender {
@@ -314,8 +319,14 @@ impl Sequencer {
                 FromStore::Conversation { head, fingerprints, complete, .. },
                 Purpose::Conversation(convo),
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
-            (FromStore::User { devices, cursors, next, .. }, Purpose::User(user)) => {
-                self.user_loaded(user, devices, &cursors, next, out);
+            (answer @ FromStore::Members { .. }, Purpose::Members(convo)) => {
+                self.members_loaded(convo, answer, out);
+            }
+            (answer @ FromStore::Watermarks { .. }, Purpose::Watermarks(convo)) => {
+                self.watermarks_loaded(&convo, answer);
+            }
+            (answer @ FromStore::User { .. }, Purpose::User(user)) => {
+                self.user_loaded(user, answer, out);
             }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
                 self.looked_up(convo, message, out);
@@ -328,8 +339,9 @@ impl Sequencer {
             }
             // The device has another connection by now, which reads for itself.
             (FromStore::Messages { .. }, Purpose::Range { .. }) => {}
-            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo }) => {
-                self.answer(waiter, ToEdge::Page { to: waiter.number, convo, messages }, out);
+            (FromStore::Messages { messages, .. }, Purpose::Page { waiter, convo, first }) => {
+                let page = ToEdge::Page { to: waiter.number, convo, messages, first };
+                self.answer(waiter, page, out);
             }
             (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
                 self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
@@ -389,6 +401,9 @@ impl Sequencer {
     fn apply_durable(&mut self, decided: &Decided, out: &mut dyn Outlet) {
         match &decided.record {
             Record::Message { message } => self.message_durable(message, &decided.waiters, out),
+            Record::Group { message, version, members } => {
+                self.group_durable(message, *version, members, &decided.waiters, out);
+            }
             Record::Cursors { cursors } => {
                 cursors.iter().for_each(|cursor| self.cursor_durable(cursor));
                 for waiter in &decided.waiters {
@@ -460,6 +475,9 @@ impl Sequencer {
             }
             ToSequencer::Conversations { user, after, limit, .. } => {
                 self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+            }
+            ToSequencer::Group { user, convo, change, .. } => {
+                self.group(waiter, user, convo, change, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

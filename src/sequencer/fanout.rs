@@ -10,18 +10,19 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::core::Sequencer;
-use super::order::members;
+use super::order::{is_direct, members};
+use super::receipts::Risen;
 use super::requests::Purpose;
 use super::stream::Live;
 use super::user::Task;
 use crate::limits::CHUNK_SIZE_MAX;
-use crate::link::message::{PushTarget, ToEdge, ToStore, Watermark};
+use crate::link::message::{PushTarget, Tally, ToEdge, ToStore, Watermark};
 use crate::link::record::{ConversationName, Id, Message, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::link::{Outlet, PeerId};
 
-/// After a start fan-out waits at most this long for the edges to tell their sessions again, so that
-/// not every device that is connected gets a marker ...
+/// After a start fan-out waits at most this long for the edges to tell their sessions again, so
+/// that not every device that is connected gets a marker ...
 const RETELL_US: u64 = 10_000_000;
 /// ... but only this long for one that is not linked. A living edge is within milliseconds.
 const APPEAR_US: u64 = 2_000_000;
@@ -29,6 +30,8 @@ const APPEAR_US: u64 = 2_000_000;
 const GRACE_US: u64 = 1_000_000;
 /// The position enters the log at most this often.
 const POSITION_US: u64 = 1_000_000;
+/// Targets of one push to an edge: an entry has its bound.
+const TARGET_COUNT_MAX: usize = 16_384;
 /// Records consumed in one turn at most, so that a long recovery leaves room for sends.
 const CONSUME_COUNT_MAX: usize = 4_096;
 
@@ -36,6 +39,15 @@ const CONSUME_COUNT_MAX: usize = 4_096;
 struct Target {
     user: Id,
     device: Id,
+}
+
+/// A watermark of somebody, told to somebody.
+pub struct Told {
+    pub convo: ConversationName,
+    pub seq: u64,
+    pub watermark: Watermark,
+    pub by: Id,
+    pub tally: Option<Tally>,
 }
 
 /// A consumed record that is not settled at every target.
@@ -74,6 +86,10 @@ pub struct Fanout {
     meaningful: u64,
     logged: u64,
     logged_at_us: u64,
+    /// Whom the message that is being fanned out is pushed to, by edge; while `gathers`, for all
+    /// of its users together.
+    pushes: BTreeMap<PeerId, Vec<PushTarget>>,
+    gathers: bool,
 }
 
 impl Fanout {
@@ -135,6 +151,25 @@ impl Fanout {
             return Some(record);
         }
         if self.read_next <= self.read_upto { None } else { self.fresh.pop_front() }
+    }
+
+    /// The last position that is logged, or on its way into the log.
+    pub fn logged(&self) -> u64 {
+        self.logged
+    }
+
+    /// A message of a group is for this many users.
+    pub fn resolve(&mut self, lsn: u64, users_due: usize) {
+        if let Some(flight) = self.flight(lsn) {
+            flight.users_due = users_due;
+        }
+    }
+
+    /// One of those whom a record of acknowledgements is about needs no more telling.
+    pub fn told_one(&mut self, lsn: u64) {
+        if let Some(flight) = self.flight(lsn) {
+            flight.users_due -= 1;
+        }
     }
 
     fn flight(&mut self, lsn: u64) -> Option<&mut Flight> {
@@ -200,6 +235,34 @@ impl Sequencer {
         self.read_log(out);
     }
 
+    /// One message reaches its users. It is handed to each edge once, for all of them that are in
+    /// memory.
+    pub(super) fn fan_to_users(
+        &mut self,
+        users: &[Id],
+        lsn: u64,
+        message: &Rc<Message>,
+        out: &mut dyn Outlet,
+    ) {
+        self.fanout.gathers = true;
+        for user in users {
+            self.with_user(user.clone(), Task::Fan(lsn, message.clone()), out);
+        }
+        self.fanout.gathers = false;
+        self.push_gathered(message, out);
+    }
+
+    fn push_gathered(&mut self, message: &Rc<Message>, out: &mut dyn Outlet) {
+        for (peer, mut targets) in std::mem::take(&mut self.fanout.pushes) {
+            self.counters.delivered_total += targets.len() as u64;
+            while !targets.is_empty() {
+                let rest = targets.split_off(targets.len().min(TARGET_COUNT_MAX));
+                let targets = std::mem::replace(&mut targets, rest);
+                self.say(peer, ToEdge::Deliver { message: Message::clone(message), targets }, out);
+            }
+        }
+    }
+
     /// One message reaches one user: every device is pushed to, caught up, or marked.
     pub(super) fn fan_to_user(
         &mut self,
@@ -210,14 +273,23 @@ impl Sequencer {
     ) {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let devices = entry.targets();
-        let mut pushes: BTreeMap<PeerId, Vec<PushTarget>> = BTreeMap::new();
+        let joined = entry.stay(&message.convo).map_or(0, |stay| stay.joined);
+        // He has left and joined again since: who is connected hears it, nobody is behind of it.
+        let is_past = message.seq < joined;
         let mut unsettled = 0;
         for device in devices {
             let entry = self.users.get_mut(user).expect("loaded by the caller");
             let owner = entry.devices.get_mut(&device).expect("one of the targets");
             let cursor = owner.cursors.entry(message.convo.clone()).or_default();
-            cursor.fanned = cursor.fanned.max(message.seq);
-            let (delivered, settled) = (cursor.delivered, cursor.settles(message.seq));
+            if !is_past {
+                cursor.fanned = cursor.fanned.max(message.seq);
+            }
+            if joined > 0 && !is_past {
+                cursor.begin_at(joined);
+                owner.session.iter_mut().for_each(|it| it.begin_at(&message.convo, joined));
+            }
+            let settled = is_past || cursor.settles(message.seq);
+            let delivered = cursor.delivered;
             let live = owner.session.as_mut().map(|session| {
                 let live = session.live(&message.convo, message.seq, delivered);
                 (live, session.peer, session.target())
@@ -233,7 +305,10 @@ impl Sequencer {
                 None => self.mark(user, &device, &message.convo),
                 // The device that sent it hears `sent`.
                 Some((Live::Push, ..)) if sent_it => {}
-                Some((Live::Push, peer, target)) => pushes.entry(peer).or_default().push(target),
+                Some((Live::Push, peer, target)) => {
+                    self.fanout.pushes.entry(peer).or_default().push(target);
+                }
+                Some((Live::Gap { .. }, ..)) if is_past => {}
                 Some((Live::Skip, ..)) => {}
                 Some((Live::Gap { pushed_upto }, ..)) => {
                     self.catch_up_from(user, &device, message.convo.clone(), pushed_upto, out);
@@ -246,9 +321,8 @@ impl Sequencer {
         if let Some(flight) = self.fanout.flight(lsn) {
             flight.users_due -= 1;
         }
-        for (peer, targets) in pushes {
-            self.counters.delivered_total += targets.len() as u64;
-            self.say(peer, ToEdge::Deliver { message: Message::clone(message), targets }, out);
+        if !self.fanout.gathers {
+            self.push_gathered(message, out);
         }
     }
 
@@ -266,6 +340,11 @@ impl Sequencer {
         let (delivered, read) = entry.durable_watermarks(convo);
         let told = entry.told.entry(convo.clone()).or_default();
         let (old_delivered, old_read) = std::mem::replace(told, (delivered, read));
+        if !is_direct(convo) {
+            let (user, watermarks) = (user.clone(), [delivered, read]);
+            let risen = Risen { lsn, user, watermarks, has_read: read > old_read };
+            return self.group_risen(convo, risen, out);
+        }
         if let Some(flight) = self.fanout.flight(lsn) {
             flight.users_due -= 1;
         }
@@ -283,7 +362,7 @@ impl Sequencer {
                     continue;
                 }
                 let (convo, by) = (convo.clone(), user.clone());
-                let task = Task::Tell { convo, seq, watermark, by };
+                let task = Task::Tell { convo, seq, watermark, by, tally: None };
                 // Who is not loaded has no session, and nobody to tell.
                 if self.users.contains_key(&member) || self.registry.contains(&member) {
                     self.with_user(member, task, out);
@@ -293,17 +372,10 @@ impl Sequencer {
     }
 
     /// Every session of this user hears of the watermark.
-    pub(super) fn tell(
-        &mut self,
-        user: &Id,
-        convo: &ConversationName,
-        seq: u64,
-        watermark: Watermark,
-        by: &Id,
-        out: &mut dyn Outlet,
-    ) {
+    pub(super) fn tell(&mut self, user: &Id, news: &Told, out: &mut dyn Outlet) {
+        let Told { convo, seq, watermark, by, tally } = news;
         let entry = self.users.get(user).expect("loaded by the caller");
-        let reads = |cursor: &super::user::DeviceCursor| cursor.durable_read >= seq;
+        let reads = |cursor: &super::user::DeviceCursor| cursor.durable_read >= *seq;
         let hears = |device: &super::user::Device| {
             user != by || !device.cursors.get(convo).is_some_and(reads)
         };
@@ -312,23 +384,26 @@ impl Sequencer {
         let sessions: Vec<_> = sessions.map(|session| (session.peer, session.target())).collect();
         self.counters.receipts_total += sessions.len() as u64;
         for (peer, target) in sessions {
-            let (convo, by) = (convo.clone(), by.clone());
-            self.say(peer, ToEdge::Receipt { target, convo, seq, watermark, by }, out);
+            let (convo, by, seq) = (convo.clone(), by.clone(), *seq);
+            let (watermark, tally) = (*watermark, *tally);
+            self.say(peer, ToEdge::Receipt { target, convo, seq, watermark, by, tally }, out);
         }
     }
 
     fn consume(&mut self, lsn: u64, record: Record, out: &mut dyn Outlet) {
         self.fanout.consumed = lsn;
         match record {
-            Record::Message { message } => {
+            Record::Message { message } | Record::Group { message, .. } => {
                 self.fanout.meaningful = lsn;
-                let members = members(&message.convo);
                 let place = Some((message.convo.clone(), message.seq));
-                self.depart(lsn, members.len(), place);
                 let message = Rc::new(message);
-                for member in members {
-                    self.with_user(member, Task::Fan(lsn, message.clone()), out);
+                if !is_direct(&message.convo) {
+                    self.depart(lsn, 1, place);
+                    return self.fan_to_group(lsn, message, out);
                 }
+                let members = members(&message.convo);
+                self.depart(lsn, members.len(), place);
+                self.fan_to_users(&members, lsn, &message, out);
             }
             Record::Cursors { cursors } => {
                 self.fanout.meaningful = lsn;
@@ -351,15 +426,11 @@ impl Sequencer {
 
     /// Drops settled flights off the front, and marks what was not acknowledged within the grace.
     fn settle(&mut self) {
-        while let Some(flight) = self.fanout.flights.front() {
-            if flight.users_due > 0 || !flight.targets.iter().all(|t| self.is_settled(flight, t)) {
+        while let Some(mut flight) = self.fanout.flights.pop_front() {
+            self.settle_targets(&mut flight);
+            if flight.users_due > 0 || !flight.targets.is_empty() {
+                self.fanout.flights.push_front(flight);
                 break;
-            }
-            let landed = self.fanout.flights.pop_front().expect("looked at it");
-            for target in landed.targets {
-                if let Some(user) = self.users.get_mut(&target.user) {
-                    user.flights -= 1;
-                }
             }
         }
         let late = self.now.monotonic_us.saturating_sub(GRACE_US);
@@ -377,6 +448,20 @@ impl Sequencer {
             }
         }
         marks.iter().for_each(|(user, device, convo)| self.mark(user, device, convo));
+    }
+
+    /// Drops the settled targets off the end. What is settled stays so: a marker is removed only
+    /// by an acknowledgement that covers it, in the same record. So each is looked at until then,
+    /// and not again, however large the group.
+    fn settle_targets(&mut self, flight: &mut Flight) {
+        while let Some(target) = flight.targets.last()
+            && self.is_settled(flight, target)
+        {
+            let settled = flight.targets.pop().expect("looked at it");
+            if let Some(user) = self.users.get_mut(&settled.user) {
+                user.flights -= 1;
+            }
+        }
     }
 
     fn is_settled(&self, flight: &Flight, target: &Target) -> bool {

@@ -3,7 +3,8 @@
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
 use super::core::Sequencer;
-use super::order::{check_name, is_member};
+use super::membership::Standing;
+use super::order::check_access;
 use super::requests::Refusal;
 use super::user::Task;
 use crate::limits::{BATCH_SIZE_MAX, CONVERSATION_NAME_SIZE_MAX, ID_SIZE_MAX};
@@ -30,17 +31,24 @@ pub struct Raise {
 
 impl Sequencer {
     pub(super) fn acknowledge(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
-        if let Err((code, why)) = check_name(&raise.convo) {
+        if let Err((code, why)) = check_access(&raise.convo, &user) {
             return self.refuse(raise.waiter, code, why, out);
-        }
-        if !is_member(&raise.convo, &user) {
-            return self.refuse(raise.waiter, Code::NotMember, "not a member of it", out);
         }
         self.with_conversation(raise.convo.clone(), ConversationTask::Raise(user, raise), out);
     }
 
     /// The conversation is loaded: an acknowledgement beyond its head is refused.
     pub(super) fn raise_checked(&mut self, user: Id, raise: Raise, out: &mut dyn Outlet) {
+        // Who has left may still acknowledge what he heard.
+        let refusal = match self.standing(&raise.convo, &user) {
+            Standing::Member { .. } => None,
+            Standing::Former { left } if raise.seq <= left => None,
+            Standing::Former { .. } | Standing::Stranger => Some(Refusal::not_member(raise.waiter)),
+            Standing::Nowhere => Some(Refusal::no_such_conversation(raise.waiter)),
+        };
+        if refusal.is_some() {
+            return self.check_claim(refusal, out);
+        }
         let head = self.conversations.get(&raise.convo).map_or(0, |entry| entry.durable_head);
         if head == 0 {
             return self.check_claim(Some(Refusal::no_such_conversation(raise.waiter)), out);
@@ -143,7 +151,11 @@ impl Sequencer {
     fn cursor_row(&mut self, user: Id, device: Id, convo: ConversationName) -> Option<Cursor> {
         let entry = self.conversations.get(&convo).filter(|entry| entry.loaded);
         let head = entry.map_or(u64::MAX, |entry| entry.durable_head);
-        let owner = self.users.get_mut(&user)?.devices.get_mut(&device)?;
+        let entry = self.users.get_mut(&user)?;
+        // To who has left, nothing is fanned out beyond that.
+        let left = entry.groups.get(&convo).map_or(0, |member| member.last_stay().left);
+        let head = if left == 0 { head } else { head.min(left) };
+        let owner = entry.devices.get_mut(&device)?;
         let cursor = owner.cursors.get_mut(&convo)?;
         // Without anything fanned out in this life, only the head itself is known to be enough.
         let last = if cursor.fanned > 0 { cursor.fanned } else { head };

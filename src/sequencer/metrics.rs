@@ -15,6 +15,7 @@ pub struct Metrics {
     markers: Counter,
     acknowledgements: Counter,
     replaced: Counter,
+    group_changes: Counter,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -45,10 +46,7 @@ impl Metrics {
                 "aldis_messages_pushed_total",
                 "Live messages handed to edges, one per device",
             ),
-            backlog: counter(
-                "aldis_backlog_messages_total",
-                "Messages handed to edges by catching up",
-            ),
+            backlog: counter("aldis_backlog_messages_total", "Messages handed to edges late"),
             receipts: counter("aldis_receipts_total", "Receipts handed to edges"),
             markers: counter("aldis_markers_total", "Inbox markers written"),
             acknowledgements: counter(
@@ -58,6 +56,10 @@ impl Metrics {
             replaced: counter(
                 "aldis_sessions_replaced_total",
                 "Sessions ended by a newer one of the same device",
+            ),
+            group_changes: counter(
+                "aldis_group_changes_total",
+                "Groups made and changes of their membership, durable",
             ),
             evicted: counter(
                 "aldis_evicted_total",
@@ -111,6 +113,7 @@ impl Metrics {
         self.markers.set(counters.markers_total);
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
+        self.group_changes.set(counters.group_changes_total);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);

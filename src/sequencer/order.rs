@@ -5,6 +5,8 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use super::appender::Waiter;
 use super::conversation::{Conversation, Pending, Task};
 use super::core::{Sequencer, WAITING_SIZE_MAX};
@@ -12,7 +14,7 @@ use super::requests::Purpose;
 use crate::link::message::{Accepted, Code, Target, ToEdge, ToStore};
 use crate::link::record::{Body, ConversationName, Id, Message, Record};
 use crate::link::{Outlet, fingerprint};
-use crate::protocol::conversation::{Conversation as Name, direct, direct_members, parse};
+use crate::protocol::conversation::{DIRECT_PREFIX, direct, direct_members, parse};
 
 /// 2024-01-01 UTC in milliseconds since 1970: the Snowflake epoch.
 const MID_EPOCH_MS: u64 = 1_704_067_200_000;
@@ -26,6 +28,13 @@ pub struct Send {
     pub target: Target,
     pub id: Id,
     pub body: Body,
+}
+
+/// A message's id over all conversations, and when it was accepted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    pub mid: u64,
+    pub ts: u64,
 }
 
 impl Sequencer {
@@ -50,15 +59,19 @@ impl Sequencer {
         task: Task,
         out: &mut dyn Outlet,
     ) {
-        let known = self.conversations.contains_key(&convo);
-        let entry = self.conversations.entry(convo.clone()).or_default();
+        self.touch_conversation(&convo, out);
+        let entry = self.conversations.get_mut(&convo).expect("touched");
         entry.tasks.push_back(task);
-        if !known {
+        self.run_conversation(&convo, out);
+    }
+
+    /// The conversation is in memory, or will be.
+    pub(super) fn touch_conversation(&mut self, convo: &ConversationName, out: &mut dyn Outlet) {
+        if !self.conversations.contains_key(convo) {
+            self.conversations.insert(convo.clone(), Conversation::default());
             self.residents.conversations.push_back(convo.clone());
             let ask = ToStore::LoadConversation { convo: convo.clone() };
-            self.ask(ask, Purpose::Conversation(convo), out);
-        } else {
-            self.run_conversation(&convo, out);
+            self.ask(ask, Purpose::Conversation(convo.clone()), out);
         }
     }
 
@@ -71,13 +84,17 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let entry = self.conversations.entry(convo.clone()).or_default();
-        entry.loaded = true;
         entry.head = head;
         entry.durable_head = head;
         entry.fingerprints = fingerprints.into_iter().collect();
         self.residents.fingerprints += entry.fingerprints.len();
         entry.complete = complete;
-        self.run_conversation(&convo, out);
+        entry.loaded = is_direct(&convo) || head == 0;
+        if entry.loaded {
+            return self.run_conversation(&convo, out);
+        }
+        let ask = ToStore::LoadMembers { convo: convo.clone(), after: Bytes::new() };
+        self.ask(ask, Purpose::Members(convo), out);
     }
 
     pub(super) fn looked_up(
@@ -108,6 +125,9 @@ impl Sequencer {
             {
                 self.residents.fingerprints += 1;
             }
+            if let Some(receipts) = &mut entry.receipts {
+                receipts.track(message.seq, &message.from);
+            }
         }
         let Message { seq, mid, ts, .. } = *message;
         for waiter in waiters {
@@ -115,10 +135,11 @@ impl Sequencer {
         }
     }
 
-    fn run_conversation(&mut self, convo: &ConversationName, out: &mut dyn Outlet) {
+    pub(super) fn run_conversation(&mut self, convo: &ConversationName, out: &mut dyn Outlet) {
         while let Some(entry) = self.conversations.get_mut(convo)
             && entry.loaded
             && !entry.looking_up
+            && !entry.is_changing
             && let Some(task) = entry.tasks.pop_front()
         {
             let looked_up = entry.looked_up.take();
@@ -127,6 +148,9 @@ impl Sequencer {
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
                 Task::Page(page) => self.page_checked(page, out),
                 Task::Sync(user, asked, named) => self.sync(user, asked, Some(named), out),
+                Task::Group(waiter, user, change) => {
+                    self.change_group(convo, waiter, user, &change, out);
+                }
             }
         }
     }
@@ -172,19 +196,17 @@ impl Sequencer {
         send: Send,
         out: &mut dyn Outlet,
     ) {
-        if !is_member(convo, &send.user) {
-            return self.refuse(waiter, Code::NotMember, "not a member of it", out);
+        if self.check_member(convo, &send.user, waiter, out).is_none() {
+            return;
         }
-        self.last_ts = self.now.unix_ms.max(self.last_ts);
-        let by_clock = self.last_ts.saturating_sub(MID_EPOCH_MS) << MID_COUNTER_BITS;
-        self.last_mid = by_clock.max(self.last_mid + 1);
+        let Identity { mid, ts } = self.next_identity();
         let entry: &mut Conversation = self.conversations.get_mut(convo).expect("being run");
         entry.head += 1;
         let message = Message {
             convo: convo.clone(),
             seq: entry.head,
-            mid: self.last_mid,
-            ts: self.last_ts,
+            mid,
+            ts,
             from: send.user.clone(),
             device: send.device,
             id: send.id.clone(),
@@ -198,6 +220,14 @@ impl Sequencer {
             let (seq, mid, ts) = (entry.head, self.last_mid, self.last_ts);
             self.tell_sent(waiter, convo, Accepted { seq, mid, ts }, out);
         }
+    }
+
+    /// What the next message is known by. Neither ever falls.
+    pub(super) fn next_identity(&mut self) -> Identity {
+        self.last_ts = self.now.unix_ms.max(self.last_ts);
+        let by_clock = self.last_ts.saturating_sub(MID_EPOCH_MS) << MID_COUNTER_BITS;
+        self.last_mid = by_clock.max(self.last_mid + 1);
+        Identity { mid: self.last_mid, ts: self.last_ts }
     }
 
     fn tell_sent(
@@ -222,13 +252,26 @@ fn resolve(user: &Id, target: &Target) -> Result<ConversationName, (Code, &'stat
     }
 }
 
-/// Only direct conversations exist so far; any other name is one that was never created.
+/// Whether a name can be one.
 pub(super) fn check_name(name: &str) -> Result<(), (Code, &'static str)> {
     match parse(name) {
-        Ok(Name::Direct { .. }) => Ok(()),
-        Ok(Name::Named) => Err((Code::NoSuchConversation, "no such conversation")),
+        Ok(_) => Ok(()),
         Err(_) => Err((Code::BadRequest, "not the name of a conversation")),
     }
+}
+
+/// The same; and of a direct conversation the name alone says who may speak of it.
+pub(super) fn check_access(name: &str, user: &str) -> Result<(), (Code, &'static str)> {
+    match parse(name).map(|name| name.direct_member(user)) {
+        Ok(Some(false)) => Err((Code::NotMember, "not a member of it")),
+        Ok(_) => Ok(()),
+        Err(_) => Err((Code::BadRequest, "not the name of a conversation")),
+    }
+}
+
+/// Whether this is the name of a direct conversation, and not of a group.
+pub(super) fn is_direct(name: &str) -> bool {
+    name.starts_with(DIRECT_PREFIX)
 }
 
 /// Whether `user` is one of the two.

@@ -17,6 +17,10 @@ pub enum Purpose {
     Epoch,
     Append,
     Conversation(ConversationName),
+    /// A piece of a group's members.
+    Members(ConversationName),
+    /// How far a group's members have come.
+    Watermarks(ConversationName),
     User(Id),
     /// The send at the head of this conversation's queue may be a repetition.
     Lookup(ConversationName),
@@ -28,10 +32,11 @@ pub enum Purpose {
         convo: ConversationName,
         stream: u64,
     },
-    /// A page of a conversation, for whoever asked.
+    /// A page of a conversation, for whoever asked, who sees it from `first` on.
     Page {
         waiter: Waiter,
         convo: ConversationName,
+        first: u64,
     },
     /// A list of conversations, for whoever asked.
     Overview(Waiter),
@@ -52,6 +57,10 @@ pub struct Refusal {
 impl Refusal {
     pub fn no_such_conversation(waiter: Waiter) -> Refusal {
         Refusal { waiter, code: Code::NoSuchConversation, why: "no such conversation" }
+    }
+
+    pub fn not_member(waiter: Waiter) -> Refusal {
+        Refusal { waiter, code: Code::NotMember, why: "not a member of it" }
     }
 }
 

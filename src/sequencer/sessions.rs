@@ -8,11 +8,14 @@ use bytes::Bytes;
 
 use super::appender::Waiter;
 use super::core::Sequencer;
+use super::fanout::Told;
 use super::requests::Purpose;
 use super::stream::Session;
 use super::user::{DeviceCursor, Task};
 use crate::limits::SHARD_SLOT_COUNT_MAX;
-use crate::link::message::{Address, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore};
+use crate::link::message::{
+    Address, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
+};
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
 
@@ -88,16 +91,12 @@ impl Sequencer {
 
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
-    pub(super) fn user_loaded(
-        &mut self,
-        user: Id,
-        devices: Vec<Id>,
-        cursors: &[Cursor],
-        next: Bytes,
-        out: &mut dyn Outlet,
-    ) {
+    pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
+        let FromStore::User { devices, cursors, groups, next, .. } = answer else { return };
         let complete = next.is_empty();
-        self.users.entry(user.clone()).or_default().load(devices, cursors, complete);
+        let entry = self.users.entry(user.clone()).or_default();
+        groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
+        entry.load(devices, &cursors, complete);
         if complete {
             self.wake_sessions(&user);
             self.run_user(&user, out);
@@ -125,8 +124,9 @@ impl Sequencer {
                 }
                 Task::Fan(lsn, message) => self.fan_to_user(user, lsn, &message, out),
                 Task::Risen(lsn, convo) => self.risen(user, lsn, &convo, out),
-                Task::Tell { convo, seq, watermark, by } => {
-                    self.tell(user, &convo, seq, watermark, &by, out);
+                Task::Tell { convo, seq, watermark, by, tally } => {
+                    let news = Told { convo, seq, watermark, by, tally };
+                    self.tell(user, &news, out);
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow. And one that
-//! remembers edges which are gone.
+//! A store whose disk syncs ever more slowly: the sequencer refuses, and does not grow. And one
+//! that remembers edges which are gone.
 
 use bytes::Bytes;
 
@@ -112,6 +112,7 @@ impl World {
                     to,
                     devices: Vec::new(),
                     cursors: Vec::new(),
+                    groups: Vec::new(),
                     next: Bytes::new(),
                 },
                 _ => FromStore::Records { to, records: Bytes::new(), count: 0 },

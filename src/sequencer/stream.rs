@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
 use super::core::Sequencer;
-use super::order::{check_name, is_member};
+use super::order::check_access;
 use super::requests::{Purpose, Refusal};
 use super::sessions::Retired;
 use super::user::{DeviceCursor, Task};
@@ -164,6 +164,14 @@ impl Session {
         Live::Push
     }
 
+    /// The user joined a group by the message `joined`: what is before it is not pushed.
+    pub fn begin_at(&mut self, convo: &ConversationName, joined: u64) {
+        let position = self.positions.get_mut(convo).filter(|position| !position.catching);
+        if let Some(position) = position {
+            position.pushed_upto = position.pushed_upto.max(joined - 1);
+        }
+    }
+
     /// The device acknowledged: a position that says no more than the cursor is not kept.
     pub fn acknowledged(&mut self, convo: &ConversationName, seq: u64) {
         let done = |position: &Position| !position.catching && position.pushed_upto <= seq;
@@ -208,11 +216,8 @@ impl Sequencer {
             return self.with_user(user, Task::Sync(asked, None), out);
         };
         while let Some((convo, seq)) = named.unchecked.pop_front() {
-            if let Err((code, why)) = check_name(&convo) {
+            if let Err((code, why)) = check_access(&convo, &user) {
                 return self.refuse(asked.waiter, code, why, out);
-            }
-            if !is_member(&convo, &user) {
-                return self.refuse(asked.waiter, Code::NotMember, "not a member of it", out);
             }
             let loaded = self.conversations.get(&convo).filter(|entry| entry.loaded);
             let Some(head) = loaded.map(|entry| entry.durable_head) else {
@@ -223,6 +228,9 @@ impl Sequencer {
                     out,
                 );
             };
+            if self.check_member(&convo, &user, asked.waiter, out).is_none() {
+                return;
+            }
             if head == 0 {
                 let refusal = Refusal::no_such_conversation(asked.waiter);
                 return self.check_claim(Some(refusal), out);
@@ -467,6 +475,8 @@ impl Sequencer {
     ) {
         let fanned = self.fanned(user, device, &convo);
         let delivered = self.delivered(user, device, &convo);
+        // Of a group he sees what is there from his joining on, up to his leaving.
+        let stay = self.users.get(user).and_then(|user| user.stay(&convo));
         let Some(session) = self.session(user, device) else {
             return;
         };
@@ -476,11 +486,14 @@ impl Sequencer {
         let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
         let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
         position.catching = true;
+        let begins_after = stay.map_or(0, |stay| stay.joined - 1);
+        position.pushed_upto = position.pushed_upto.max(begins_after);
+        let last = stay.filter(|stay| stay.left != 0).map_or(u64::MAX, |stay| stay.left);
         let (first, stream) = (position.pushed_upto + 1, position.stream);
         session.reading = Some(Reading { convo: convo.clone(), stream, fanned });
         let session = session.number;
         let size_max = CHUNK_SIZE_MAX as u32;
-        let ask = ToStore::Range { convo: convo.clone(), first, last: u64::MAX, size_max };
+        let ask = ToStore::Range { convo: convo.clone(), first, last, size_max };
         let (user, device) = (user.clone(), device.clone());
         self.ask(ask, Purpose::Range { user, device, session, convo, stream }, out);
     }

@@ -7,8 +7,8 @@ use super::appender::Waiter;
 use super::inbox::Raise;
 use super::sessions::{Confirmed, Retired};
 use super::stream::{Asked, Session};
-use crate::link::message::Watermark;
-use crate::link::record::{ConversationName, Cursor, Id, Message};
+use crate::link::message::{Tally, Watermark};
+use crate::link::record::{ConversationName, Cursor, Id, Member, Message, Stay};
 
 /// The pseudo-device of a user who never connected: it holds his marker until the first device
 /// inherits it. No real device has an empty id.
@@ -38,6 +38,7 @@ pub enum Task {
         seq: u64,
         watermark: Watermark,
         by: Id,
+        tally: Option<Tally>,
     },
 }
 
@@ -59,6 +60,16 @@ pub struct DeviceCursor {
 }
 
 impl DeviceCursor {
+    /// He joined a group by the message `joined`: what is before it is none of his. That needs no
+    /// record of its own, since the membership is one.
+    pub fn begin_at(&mut self, joined: u64) {
+        let before = joined.saturating_sub(1);
+        self.delivered = self.delivered.max(before);
+        self.read = self.read.max(before);
+        self.durable_delivered = self.durable_delivered.max(before);
+        self.durable_read = self.durable_read.max(before);
+    }
+
     /// Something was fanned out that the device has not acknowledged.
     pub fn is_behind(&self) -> bool {
         self.marker != 0 || self.fanned > self.delivered
@@ -114,6 +125,8 @@ pub struct User {
     pub flights: usize,
     /// What others were told of this user's watermarks in this life: (delivered, read).
     pub told: BTreeMap<ConversationName, (u64, u64)>,
+    /// His rows in the groups where he is or was, as they durably are.
+    pub groups: BTreeMap<ConversationName, Member>,
 }
 
 impl User {
@@ -126,6 +139,19 @@ impl User {
         };
         let quiet = self.tasks.is_empty() && self.flights == 0;
         self.loaded && quiet && self.devices.iter().all(idle)
+    }
+
+    /// His row in a group. One that became durable while he was being loaded may come first.
+    pub fn note_group(&mut self, convo: ConversationName, member: Member) {
+        let known = self.groups.get(&convo).map_or(0, |known| known.version);
+        if member.version >= known {
+            self.groups.insert(convo, member);
+        }
+    }
+
+    /// His last stay in a group; `None`: it is a direct conversation.
+    pub fn stay(&self, convo: &str) -> Option<Stay> {
+        self.groups.get(convo).map(Member::last_stay)
     }
 
     /// Takes a piece of what the store has; `complete`: it was the last one.

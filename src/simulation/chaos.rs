@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::kernel::{FaultRates, SimOptions};
 use super::random::Random;
 use super::world::device::{Device, Leaving};
-use super::world::ledger::{Verdict, members};
+use super::world::ledger::Verdict;
 use super::world::trace::Trace;
 use super::world::{Role, World, WorldOptions};
 use crate::link::message::Watermark;
@@ -19,6 +19,7 @@ const REST_US: u64 = 120_000_000;
 /// A process that died is started again within this.
 const RESTART_US_MAX: u64 = 1_000_000;
 const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
+const GROUPS: [&str; 2] = ["crew", "team"];
 const DEVICES: [&str; 2] = ["phone", "laptop"];
 
 /// How long a run is.
@@ -131,9 +132,9 @@ impl Chaos {
                 ..SimOptions::default()
             },
             segment_size: if large { 4 * 1024 * 1024 } else { 128 * 1024 },
-            // A user has at most four conversations, and one `sync` may name them all.
+            // A user has at most six conversations, and one `sync` may name them all.
             budget: match random.chance(0.3) {
-                true => Budget { conversations_max: 5, users_max: 1, ..Budget::default() },
+                true => Budget { conversations_max: 7, users_max: 1, ..Budget::default() },
                 false => Budget::default(),
             },
         };
@@ -262,6 +263,10 @@ impl Chaos {
                 62 | 63 => device.leave(any_leaving(random), around),
                 64 => device.stop_reading(around.network.now_us() + random.below(3_000_000)),
                 65 => device.forget_abandoned(),
+                66..69 => ask_group(device, &partners, random),
+                69..79 if device.unanswered_count() < UNANSWERED_COUNT_MAX => {
+                    device.post(any_group(random), random.index(body_size_max), around);
+                }
                 _ => {}
             }
             device.turn(around)
@@ -409,6 +414,10 @@ impl Chaos {
         for index in 0..users.len() {
             self.world.with_device(index, |device, around| {
                 users.iter().for_each(|to| device.send(to, 10, around));
+                let ledger = around.ledger;
+                let member = |convo: &&&str| ledger.is_member(&device.user, convo);
+                let groups: Vec<&&str> = GROUPS.iter().filter(member).collect();
+                groups.into_iter().for_each(|convo| device.post(convo, 10, around));
                 Ok(())
             })?;
         }
@@ -439,7 +448,8 @@ impl Chaos {
             for convo in &convos {
                 let (seen, head) =
                     (self.world.devices[index].seen(convo), self.world.ledger.head(convo));
-                if seen != (1..=head).collect::<Vec<u64>>() {
+                let first = self.world.ledger.range(&user, convo).0;
+                if seen != (first..=head).collect::<Vec<u64>>() {
                     return Err(format!("the auditor reads {seen:?} of {convo}, head {head}"));
                 }
             }
@@ -452,7 +462,12 @@ impl Chaos {
 fn heard_receipts(device: &Device, world: &World) -> bool {
     let ledger = &world.ledger;
     ledger.conversations_of(&device.user).iter().all(|convo| {
-        let others = members(convo).into_iter().filter(|member| *member != device.user);
+        if !convo.starts_with("dm:") {
+            let last = ledger.last_of(convo, &device.user);
+            let of = ledger.members(convo).len() as u64 - 1;
+            return last == 0 || device.tally(convo, Watermark::Delivered, last) == of;
+        }
+        let others = ledger.members(convo).into_iter().filter(|member| *member != device.user);
         others.into_iter().all(|other| {
             let durable = ledger.watermark(other, convo, Watermark::Delivered);
             device.receipt(convo, Watermark::Delivered, other) == durable
@@ -471,6 +486,26 @@ fn calm_down(device: &mut Device, around: &mut super::world::device::Around) -> 
         Some(_) => device.acknowledge(Watermark::Delivered, around),
     }
     Ok(())
+}
+
+fn any_group(random: &mut Random) -> &'static str {
+    GROUPS[random.index(GROUPS.len())]
+}
+
+/// Something is asked of a group, be it allowed or not.
+fn ask_group(device: &mut Device, partners: &[String], random: &mut Random) {
+    let convo = any_group(random);
+    let mut members: Vec<&str> = partners.iter().map(String::as_str).collect();
+    members.retain(|_| random.chance(0.5));
+    let op = match random.below(100) {
+        0..25 => "create",
+        25..60 => "add",
+        60..80 => "remove",
+        80..85 => "role",
+        85..90 => "leave",
+        _ => "info",
+    };
+    device.ask_group(op, convo, &members, random.chance(0.7));
 }
 
 fn any_leaving(random: &mut Random) -> Leaving {

@@ -20,7 +20,7 @@ mod ring;
 mod state;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::random::Random;
@@ -29,6 +29,9 @@ use state::State;
 pub use client::ClientSocket;
 pub use ring::{SimRing, SimWaker};
 pub use state::RingId;
+
+/// From where those connect who do not care (RFC 5737).
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// How often things go wrong, each from 0.0 (never) to 1.0 (always).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -48,6 +51,8 @@ pub struct FaultRates {
     pub short_read: f64,
     /// Per completion of a multishot request: it is the last, for no reason.
     pub multishot_end: f64,
+    /// Per poll: it completes at once, for no reason.
+    pub spurious_poll: f64,
     /// Per completion: it is seen up to 10 ms late.
     pub late_completion: f64,
     /// Per turn: completions of different sockets and directions are mixed.
@@ -67,6 +72,7 @@ impl FaultRates {
             refuse: 0.05,
             short_read: 0.2,
             multishot_end: 0.02,
+            spurious_poll: 0.02,
             late_completion: 0.05,
             reorder: 0.5,
             silent_crash: 0.2,
@@ -147,7 +153,12 @@ impl SimNetwork {
     /// Begins to connect as a client that is no ring. Bytes may be written at once. When nobody
     /// listens, the socket is closed and reset after a while.
     pub fn dial(&self, address: SocketAddr) -> ClientSocket {
-        ClientSocket::dial(self.state.clone(), address)
+        self.dial_from(NOWHERE, address)
+    }
+
+    /// The same, from an address of the client's own.
+    pub fn dial_from(&self, from: IpAddr, address: SocketAddr) -> ClientSocket {
+        ClientSocket::dial(self.state.clone(), from, address)
     }
 }
 

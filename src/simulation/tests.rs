@@ -50,7 +50,9 @@ fn a_skipped_sync_is_found() {
 
 #[test]
 fn a_dropped_replay_is_found() {
-    is_found(Planted::DropReplay, &["does not come to rest", "it is still not so"]);
+    // Whoever reads of a batch that the sequencer never hears of, and acknowledges it, claims.
+    let by = ["does not come to rest", "it is still not so", "claims above the head"];
+    is_found(Planted::DropReplay, &by);
 }
 
 #[test]
@@ -60,7 +62,9 @@ fn a_slot_reused_without_a_new_generation_is_found() {
 
 #[test]
 fn an_acknowledgement_on_receipt_is_found() {
-    is_found(Planted::AcknowledgeOnReceipt, &["sent speaks of what is not durable"]);
+    // Or the message became durable on the way of `sent`, and its acknowledgement came too early.
+    let by = ["sent speaks of what is not durable", "Acknowledge"];
+    is_found(Planted::AcknowledgeOnReceipt, &by);
 }
 
 #[test]

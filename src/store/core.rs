@@ -15,7 +15,7 @@ use super::reader::{Done, IndexWorker, Reply, Task};
 use super::{Batch, StoreFault};
 use crate::clock::Now;
 use crate::link::message::{FromStore, ToStore};
-use crate::link::record::{Id, Record};
+use crate::link::record::{Id, Member, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::link::{LinkEvent, Outlet, PeerId};
 
@@ -421,12 +421,19 @@ fn check_records(records: &Bytes, first_lsn: u64, count: u32) -> Result<(), &'st
         match Record::read(&mut reader) {
             Ok(Record::Epoch { .. }) => return Err("an epoch of its own making"),
             Ok(Record::Lost { .. }) => return Err("a loss of its own making"),
-            Ok(Record::Message { message }) if message.seq == 0 => {
+            Ok(Record::Message { message } | Record::Group { message, .. }) if message.seq == 0 => {
                 return Err("a message without seq");
+            }
+            Ok(Record::Group { members, .. }) if members.iter().any(never_joined) => {
+                return Err("a member who never joined");
             }
             Ok(_) => {}
             Err(_) => return Err("a record that cannot be decoded"),
         }
     }
     if reader.is_empty() { Ok(()) } else { Err("more bytes than records") }
+}
+
+fn never_joined(member: &Member) -> bool {
+    member.last_stay().joined == 0
 }

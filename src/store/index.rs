@@ -18,11 +18,17 @@ pub enum Keyspace {
     Cursors = 4,
     Devices = 5,
     Edges = 6,
+    /// (conversation, user): who is or was in a group.
+    Members = 7,
+    /// (user, conversation): the same rows by user.
+    Memberships = 8,
+    /// (conversation): the version of a group.
+    Groups = 9,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 7] = [
+    pub const ALL: [Keyspace; 10] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -30,6 +36,9 @@ impl Keyspace {
         Keyspace::Cursors,
         Keyspace::Devices,
         Keyspace::Edges,
+        Keyspace::Members,
+        Keyspace::Memberships,
+        Keyspace::Groups,
     ];
 }
 

@@ -18,9 +18,8 @@ use super::{Batch, StoreFault};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
-use crate::link::record::{ConversationName, Id, Message, Record};
+use crate::link::record::{ConversationName, Message, Record};
 use crate::link::wire::{Reader, Wire};
-use crate::protocol::conversation::direct_members;
 
 /// Log bytes between two checkpoints of the index: bounds what opening has to read again.
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
@@ -206,8 +205,13 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::LoadUser { user, after }) => {
                 let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
-                let rows::UserPiece { devices, cursors, next } = piece;
-                FromStore::User { to, devices, cursors, next }
+                let rows::UserPiece { devices, cursors, groups, next } = piece;
+                FromStore::User { to, devices, cursors, groups, next }
+            }
+            Ok(ToStore::LoadMembers { convo, after }) => {
+                let piece = rows::group(&self.index, &convo, &after, ANSWER_SIZE_MAX)?;
+                let rows::GroupPiece { version, members, next } = piece;
+                FromStore::Members { to, version, members, next }
             }
             Ok(ToStore::Lookup { convo, user, id }) => {
                 let message = rows::accepted(&self.index, &convo, &user, &id)?;
@@ -222,9 +226,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             Ok(ToStore::History { convo, before, limit, size_max }) => {
                 return self.history(to, &Page { convo, before, limit, size_max });
             }
-            Ok(ToStore::Overview { user, convos }) => {
-                self.overviews(to, &user, &convos, other_members)?
-            }
+            Ok(ToStore::LoadWatermarks { convo }) => self.watermarks(to, &convo)?,
+            Ok(ToStore::Overview { user, convos }) => self.overviews(to, &user, &convos)?,
             Ok(_) | Err(_) => unavailable(to).0,
         };
         Ok((answer, Outcome::default()))
@@ -314,7 +317,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         self.log.read(location.segment, location.offset, &mut bytes)?;
         let intact = checksum_of(&bytes) == location.checksum;
         match Record::read(&mut Reader::new(bytes.into())) {
-            Ok(Record::Message { message })
+            Ok(Record::Message { message } | Record::Group { message, .. })
                 if intact && message.seq == seq && message.convo == *convo =>
             {
                 Ok(message)
@@ -332,13 +335,6 @@ struct Range {
     first: u64,
     last: u64,
     size_max: u32,
-}
-
-/// Everyone in a direct conversation but `user`.
-fn other_members(convo: &str, user: &str) -> Vec<Id> {
-    let members = direct_members(convo).map(|(first, second)| [first, second]);
-    let others = members.into_iter().flatten().filter(|member| member != user);
-    others.map(Id::from).collect()
 }
 
 fn unavailable(to: u64) -> (FromStore, Outcome) {

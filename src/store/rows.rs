@@ -13,7 +13,7 @@ use super::log_format::{LogId, checksum_of};
 use super::{Batch, StoreFault};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
-use crate::link::record::{Cursor, Id, LostMessage, Message, Record};
+use crate::link::record::{ConversationName, Cursor, Id, LostMessage, Member, Message, Record};
 use crate::link::wire::{Reader, Wire, wire_struct};
 
 /// Above this many dedup entries a conversation's fingerprints are not listed.
@@ -127,12 +127,13 @@ pub fn accepted(
 pub struct UserPiece {
     pub devices: Vec<Id>,
     pub cursors: Vec<Cursor>,
+    pub groups: Vec<(ConversationName, Member)>,
     /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
     pub next: Bytes,
 }
 
-/// The devices of a user and then their cursors, from `after` on, as many as fit `size_max` bytes
-/// but at least one row. What was not made by [`UserPiece::next`] is taken for the start.
+/// The devices of a user, their cursors, and his groups, from `after` on, as many as fit `size_max`
+/// bytes but at least one row. What was not made by [`UserPiece::next`] is taken for the start.
 pub fn user(
     index: &impl Index,
     user: &str,
@@ -142,16 +143,15 @@ pub fn user(
     let prefix = key(&[user]);
     let mut piece = UserPiece::default();
     let mut size = 0;
-    for keyspace in [Keyspace::Devices, Keyspace::Cursors] {
-        let start = match after.split_first() {
-            Some((&tag, first)) if tag == keyspace as u8 => first,
-            Some((&tag, _)) if tag == Keyspace::Cursors as u8 => continue,
-            _ => prefix.as_slice(),
-        };
+    let kinds = [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships];
+    let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
+    for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {
+        let start = if begun == Some(place) { &after[1..] } else { prefix.as_slice() };
         let mut broken = false;
         index.scan(keyspace, &prefix, start, &mut |row, value| {
-            size += row.len() + CURSOR_SIZE;
-            if size > size_max && size > row.len() + CURSOR_SIZE {
+            let row_size = row.len() + value.len() + CURSOR_SIZE;
+            size += row_size;
+            if size > size_max && size > row_size {
                 piece.next = [&[keyspace as u8], row].concat().into();
                 return false;
             }
@@ -177,11 +177,69 @@ impl UserPiece {
             self.cursors.extend(cursor);
             return good;
         }
+        if keyspace == Keyspace::Memberships {
+            let member = decode::<Member>(keyspace, value);
+            return match (texts(rest).as_deref(), member) {
+                (Some([convo]), Ok(member)) => {
+                    self.groups.push((Id::from(*convo), member));
+                    true
+                }
+                _ => false,
+            };
+        }
         match texts(rest).as_deref() {
             Some([device]) => self.devices.push(Id::from(*device)),
             _ => return false,
         }
         true
+    }
+}
+
+/// A piece of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupPiece {
+    /// 0: there is no such group.
+    pub version: u64,
+    /// Who is in it, and who was.
+    pub members: Vec<Member>,
+    /// Empty, or the key of the row that the next piece begins with.
+    pub next: Bytes,
+}
+
+/// The members of a group, from `after` on, as many as fit `size_max` bytes but at least one.
+pub fn group(
+    index: &impl Index,
+    convo: &str,
+    after: &[u8],
+    size_max: usize,
+) -> Result<GroupPiece, IndexFault> {
+    let prefix = key(&[convo]);
+    let mut piece = GroupPiece::default();
+    if let Some(value) = index.get(Keyspace::Groups, &prefix)? {
+        piece.version = decode(Keyspace::Groups, &value)?;
+    }
+    let start = if after.is_empty() { &prefix } else { after };
+    let (mut size, mut broken) = (0, false);
+    index.scan(Keyspace::Members, &prefix, start, &mut |row, value| {
+        size += value.len();
+        if size > size_max && !piece.members.is_empty() {
+            piece.next = Bytes::copy_from_slice(row);
+            return false;
+        }
+        match decode(Keyspace::Members, value) {
+            Ok(member) => piece.members.push(member),
+            Err(_) => broken = true,
+        }
+        !broken
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Members)) } else { Ok(piece) }
+}
+
+/// The row of one user in one group, if he ever was in it.
+pub fn member(index: &impl Index, convo: &str, user: &str) -> Result<Option<Member>, IndexFault> {
+    match index.get(Keyspace::Members, &key(&[convo, user]))? {
+        Some(value) => decode(Keyspace::Members, &value).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -294,6 +352,10 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         Keyspace::Cursors => value_is(decode::<CursorRow>(keyspace, value).is_ok(), 3),
         Keyspace::Devices => value_is(decode::<u64>(keyspace, value).is_ok(), 2),
         Keyspace::Edges => value_is(value.is_empty(), 1),
+        Keyspace::Members | Keyspace::Memberships => {
+            value_is(decode::<Member>(keyspace, value).is_ok(), 2)
+        }
+        Keyspace::Groups => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
     }
 }
 
@@ -321,7 +383,7 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
 
 fn sender_of(record: &Record) -> u64 {
     match record {
-        Record::Message { message } => sender_hash(&message.from),
+        Record::Message { message } | Record::Group { message, .. } => sender_hash(&message.from),
         _ => 0,
     }
 }
@@ -349,6 +411,17 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
         Record::Lost { message: Some(message) } => note_lost(message, state, rows),
         Record::Lost { message: None } => {}
+        Record::Group { message, version, members } => {
+            note_message(message, location, state, rows);
+            let convo = &message.convo;
+            rows.insert((Keyspace::Groups, key(&[convo])), Some(version.to_bytes()));
+            for member in members {
+                let (by_group, by_user) =
+                    (key(&[convo, &member.user]), key(&[&member.user, convo]));
+                rows.insert((Keyspace::Members, by_group), Some(member.to_bytes()));
+                rows.insert((Keyspace::Memberships, by_user), Some(member.to_bytes()));
+            }
+        }
     }
 }
 
@@ -369,8 +442,10 @@ fn note_message(message: &Message, location: Location, state: &mut State, rows: 
     let Message { seq, mid, ts, .. } = *message;
     let convo = &message.convo;
     rows.insert((Keyspace::Messages, message_key(convo, seq)), Some(location.to_bytes()));
-    let dedup = key(&[convo, &message.from, &message.id]);
-    rows.insert((Keyspace::Dedup, dedup), Some(Accepted { seq, mid, ts }.to_bytes()));
+    if !message.is_system() {
+        let dedup = key(&[convo, &message.from, &message.id]);
+        rows.insert((Keyspace::Dedup, dedup), Some(Accepted { seq, mid, ts }.to_bytes()));
+    }
     // Within a conversation seq rises along the log, so the last one put is the head.
     rows.insert((Keyspace::Heads, key(&[convo])), Some(seq.to_bytes()));
     state.mid = state.mid.max(mid);

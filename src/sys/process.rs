@@ -64,12 +64,14 @@ pub fn resident_size() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/statm")?;
     let pages = text.split_whitespace().nth(1);
     let pages = pages.and_then(|digits| digits.parse::<u64>().ok());
+    pages.map(|pages| pages * page_size()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Bytes of a page of memory, in which the kernel counts.
+pub fn page_size() -> u64 {
     // SAFETY: sysconf takes no pointers.
-    let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    match (pages, u64::try_from(page_size)) {
-        (Some(pages), Ok(page_size)) => Ok(pages * page_size),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4_096)
 }
 
 /// Whether `output` is a pipe or socket whose other end is closed: nobody will read it any more.

@@ -1,5 +1,6 @@
 //! A chat client for tests: one connection, one JSON object a frame.
 
+use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ pub struct Client {
     socket: WebSocket<MaybeTlsStream<TcpStream>>,
     /// Set once the server closed, with its close frame if there was one.
     pub closed: Option<Option<CloseFrame>>,
+    /// Frames that were read before their turn: the next ones.
+    pub kept: VecDeque<Value>,
 }
 
 impl Client {
@@ -26,7 +29,7 @@ impl Client {
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(Duration::from_millis(2)))?;
         }
-        Ok(Client { socket, closed: None })
+        Ok(Client { socket, closed: None, kept: VecDeque::new() })
     }
 
     /// Connects over a stream that is open, and takes `welcome`.
@@ -36,7 +39,7 @@ impl Client {
         if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
             stream.set_read_timeout(Some(Duration::from_millis(2))).expect("set");
         }
-        let mut client = Client { socket, closed: None };
+        let mut client = Client { socket, closed: None, kept: VecDeque::new() };
         client.expect("welcome");
         client
     }
@@ -84,6 +87,9 @@ impl Client {
 
     /// The next frame that comes within `limit`.
     pub fn next(&mut self, limit: Duration) -> Option<Value> {
+        if let Some(frame) = self.kept.pop_front() {
+            return Some(frame);
+        }
         let end = Instant::now() + limit;
         while self.closed.is_none() {
             match self.socket.read() {

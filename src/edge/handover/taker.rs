@@ -235,10 +235,13 @@ fn take_shard(
     let mut chat = chat(incarnation);
     let mut connections: Vec<ConnectionState> = Vec::new();
     while connections.len() < state.connection_count as usize {
-        let (batch, sockets) = lane.hear_with::<Batch>()?;
+        let (mut batch, sockets) = lane.hear_with::<Batch>()?;
         ensure!(sockets.len() == batch.connections.len(), "sockets and connections differ");
         let slots = batch.connections.iter().map(|connection| connection.socket);
-        ring.put_into_slots(slots.zip(sockets).collect())?;
+        let slots = ring.take_in(slots.zip(sockets).collect())?;
+        for (connection, slot) in batch.connections.iter_mut().zip(slots) {
+            connection.socket = slot;
+        }
         connections.extend(batch.connections);
         for client in batch.clients {
             chat.continue_client(client).context("a client's state is impossible")?;

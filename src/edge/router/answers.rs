@@ -6,6 +6,7 @@ use super::connection::Phase;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
+use crate::limits::GROUP_MEMBER_COUNT_MAX;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
 use crate::link::wire::Wire;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
@@ -39,8 +40,12 @@ impl Router {
                     router.refuse(request, (code.into(), &message, retry_ms), around);
                 });
             }
-            ToEdge::Page { to, convo, messages } => {
-                let more = messages.first().is_some_and(|oldest| oldest.seq > 1);
+            ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Group { reference, group: &group }, around);
+            }),
+            ToEdge::Page { to, convo, messages, first } => {
+                let more = messages.first().is_some_and(|oldest| oldest.seq > first);
                 self.answer(to, around, |router, request, around| {
                     let (reference, messages) = (request.reference, &messages[..]);
                     let page = Event::Page { reference, convo: &convo, messages, more };
@@ -60,8 +65,8 @@ impl Router {
                 self.backlog(&target, &messages, wants_room, around);
             }
             ToEdge::Synced { target, to, heads } => self.synced(&target, to, &heads, around),
-            ToEdge::Receipt { target, convo, seq, watermark, by } => {
-                let event = Event::Receipt { convo: &convo, seq, watermark, by: &by };
+            ToEdge::Receipt { target, convo, seq, watermark, by, tally } => {
+                let event = Event::Receipt { convo: &convo, seq, watermark, by: &by, tally };
                 self.push(&target, &event, around);
             }
             ToEdge::Replaced { target } => {
@@ -138,7 +143,9 @@ impl Router {
             _ => None,
         };
         let reference = request.reference;
-        let error = Event::Error { reference, id, code, message, limit: None, retry_ms };
+        let is_full = code == ErrorCode::GroupFull;
+        let limit = is_full.then_some(GROUP_MEMBER_COUNT_MAX as u64);
+        let error = Event::Error { reference, id, code, message, limit, retry_ms };
         self.say(asker, &error, around);
     }
 
@@ -157,6 +164,7 @@ impl Router {
             };
             let manual = connection.manual;
             let phase = std::mem::replace(&mut connection.phase, Phase::Open(session));
+            router.unpark(&phase);
             router.welcome(id, session, around);
             let confirm = ToSequencer::Confirm { address, session, user, device, manual };
             router.requests.tell(confirm, around.outlet);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::edge::identity::Admitted;
-use crate::link::message::SessionNumber;
+use crate::link::message::{GroupChange, SessionNumber};
 use crate::link::record::Id;
 use crate::protocol::Subprotocol;
 use crate::protocol::operation::{Operation, Rejected, Request};
@@ -112,6 +112,11 @@ pub(super) enum Parking {
 }
 
 impl Parked {
+    /// Bytes of all of them, by [`cost`].
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// `overload` is what a frame past the bound turns into.
     pub fn park(
         &mut self,
@@ -153,6 +158,15 @@ pub(super) fn cost(operation: &Operation) -> usize {
             Operation::Sync { convos: Some(convos) } => {
                 convos.iter().map(|(name, _)| name.len() + 32).sum()
             }
+            Operation::Group { change, .. } => match change {
+                GroupChange::Create { members }
+                | GroupChange::Add { members }
+                | GroupChange::Remove { members }
+                | GroupChange::Role { members, .. } => {
+                    members.iter().map(|member| member.len() + 32).sum()
+                }
+                GroupChange::Leave | GroupChange::Info => 0,
+            },
             _ => 0,
         }
 }

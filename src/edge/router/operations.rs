@@ -1,8 +1,9 @@
 //! What clients ask, taken up or refused.
 
 use super::connection::{Connection, OUTSTANDING_COUNT_MAX, cost};
+use super::pressed::unanswered_size_max;
 use super::requests::Unanswered;
-use super::{ConnectionId, RETRY_MS, Router, Surroundings, UNANSWERED_SIZE_MAX};
+use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::link::message::{Address, ToSequencer};
 use crate::protocol::operation::{ErrorCode, Event, Operation, Rejected, Request};
 
@@ -32,7 +33,8 @@ impl Router {
 
     fn take_up(&mut self, id: ConnectionId, request: Request, around: &mut Surroundings) {
         let size = cost(&request.operation);
-        let full = self.requests.size() + size > UNANSWERED_SIZE_MAX || self.is_draining();
+        let full =
+            self.is_draining() || self.requests.size() + size > unanswered_size_max(around.clients);
         let turn_last = self.requests.turn_last();
         let address = self.address(id);
         let Some(connection) = self.connection(id) else {
@@ -134,6 +136,9 @@ fn request_of(
         }
         Operation::Conversations { after, limit } => {
             Some(ToSequencer::Conversations { address, user, after, limit })
+        }
+        Operation::Group { convo, change } => {
+            Some(ToSequencer::Group { address, user, convo, change })
         }
         Operation::Ping | Operation::Later(_) => None,
     }

@@ -2,7 +2,8 @@
 //!
 //! Every push names its connection, life and session; one that names another reaches nobody.
 
-use super::{BEHIND_SIZE, ConnectionId, ROOM_SIZE, Router, Surroundings};
+use super::pressed::{behind_size, may_push};
+use super::{ConnectionId, ROOM_SIZE, Router, Surroundings};
 use crate::link::message::{PushTarget, ToSequencer};
 use crate::link::record::{ConversationName, Message};
 use crate::protocol::Subprotocol;
@@ -22,7 +23,8 @@ impl Router {
             let Some(id) = self.addressee(target) else {
                 continue;
             };
-            if self.is_behind(id, target.stream, around) {
+            let size = message.body.bytes().len();
+            if self.is_behind(id, target.stream, size, around) {
                 self.report_dropped(id, target, message, around);
             } else if let Some(subprotocol) = self.subprotocol(id) {
                 let slot = &mut encoded[subprotocol.index()];
@@ -50,7 +52,8 @@ impl Router {
         if !wants_room {
             return;
         }
-        if around.clients.queued(id) <= ROOM_SIZE {
+        let has_room = around.clients.queued(id) <= ROOM_SIZE && around.clients.may_queue();
+        if has_room {
             self.tell_room(id, target.stream, around);
         } else if let Some(connection) = self.connection(id) {
             connection.room_wanted = Some(target.stream);
@@ -119,14 +122,22 @@ impl Router {
     }
 
     /// Whether a live push of catching-up `stream` is to be dropped. Falling behind is told once.
-    fn is_behind(&mut self, id: ConnectionId, stream: u64, around: &mut Surroundings) -> bool {
+    fn is_behind(
+        &mut self,
+        id: ConnectionId,
+        stream: u64,
+        size: usize,
+        around: &mut Surroundings,
+    ) -> bool {
         let Some(connection) = self.connection(id) else {
             return false;
         };
         if connection.behind.is_some() {
             return true;
         }
-        if around.clients.queued(id) <= BEHIND_SIZE {
+        if around.clients.queued(id) <= behind_size(around.clients)
+            && may_push(size, around.clients)
+        {
             return false;
         }
         connection.behind = Some(stream);

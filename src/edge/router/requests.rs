@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::ConnectionId;
 use crate::clock::Now;
-use crate::link::message::ToSequencer;
+use crate::link::message::{GroupChange, ToSequencer};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
 
@@ -24,6 +24,16 @@ pub(super) struct Unanswered {
     pub asked_at_us: u64,
     /// Its number in the link session, once it is there.
     pub entry: Option<u64>,
+}
+
+impl Unanswered {
+    /// Asking it again could undo what others did since.
+    fn happens_once(&self) -> bool {
+        match &self.message {
+            ToSequencer::Group { change, .. } => *change != GroupChange::Info,
+            _ => false,
+        }
+    }
 }
 
 pub(super) enum Waiting {
@@ -59,6 +69,11 @@ impl Requests {
         self.size
     }
 
+    /// How many there are, those for a session included.
+    pub fn count(&self) -> usize {
+        self.unanswered.len()
+    }
+
     /// When the oldest of them was asked.
     pub fn oldest_asked_at_us(&self) -> Option<u64> {
         self.unanswered.first_key_value().map(|(_, request)| request.asked_at_us)
@@ -91,14 +106,8 @@ impl Requests {
         self.remove(turn).map(|request| (turn, request))
     }
 
-    /// A session begins: the notices, then what is unanswered, as far as its asker still stands.
-    pub fn begin(
-        &mut self,
-        notices: impl Iterator<Item = ToSequencer>,
-        stands: impl Fn(ConnectionId) -> bool,
-        outlet: &mut dyn Outlet,
-    ) {
-        self.end(stands);
+    /// A session begins: the notices, then what is unanswered. The one before has ended.
+    pub fn begin(&mut self, notices: impl Iterator<Item = ToSequencer>, outlet: &mut dyn Outlet) {
         self.in_session = true;
         for message in notices {
             self.waiting.push_back(Waiting::Notice { message });
@@ -108,19 +117,29 @@ impl Requests {
         self.flush(outlet);
     }
 
-    /// The session is over: nothing asked in it will be answered, no notice in it counts.
-    pub fn end(&mut self, stands: impl Fn(ConnectionId) -> bool) {
+    /// The session is over: nothing asked in it will be answered, no notice in it counts. What is
+    /// unanswered stays to be asked again, as far as its asker still stands; but for changes that
+    /// may have happened and must not happen twice: those are taken out.
+    pub fn end(&mut self, stands: impl Fn(ConnectionId) -> bool) -> Vec<(u64, Unanswered)> {
         self.in_session = false;
         self.turn_of_entry.clear();
         self.waiting.clear();
         self.unanswered.retain(|_, request| {
-            request.entry = None;
             let keep = stands(request.asker);
             if !keep {
                 self.size -= request.size;
             }
             keep
         });
+        let unknown = self
+            .unanswered
+            .iter()
+            .filter(|(_, request)| request.entry.is_some() && request.happens_once());
+        let unknown: Vec<u64> = unknown.map(|(turn, _)| *turn).collect();
+        let taken = unknown.into_iter().map(|turn| (turn, self.remove(turn)));
+        let taken = taken.filter_map(|(turn, request)| Some((turn, request?))).collect();
+        self.unanswered.values_mut().for_each(|request| request.entry = None);
+        taken
     }
 
     /// Hands the link what waits, as far as it takes it.

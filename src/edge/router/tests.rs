@@ -2,6 +2,7 @@
 
 mod answers;
 mod bounds;
+mod pressed;
 mod pushes;
 mod sessions;
 mod terms;
@@ -56,6 +57,10 @@ struct Audience {
     closes: Vec<(ConnectionId, u16)>,
     watched: Vec<ConnectionId>,
     full: bool,
+    pressure: Pressure,
+    /// `None`: all that one could want.
+    memory_left: Option<usize>,
+    is_full_of_queues: bool,
 }
 
 impl Clients for Audience {
@@ -86,6 +91,18 @@ impl Clients for Audience {
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str) {
         assert!(reason.len() <= 123, "RFC 6455 5.5");
         self.closes.push((id, code));
+    }
+
+    fn pressure(&self) -> Pressure {
+        self.pressure
+    }
+
+    fn memory_left(&self) -> usize {
+        self.memory_left.unwrap_or(usize::MAX)
+    }
+
+    fn may_queue(&self) -> bool {
+        !self.is_full_of_queues
     }
 }
 
@@ -287,6 +304,7 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Sync { .. } => "sync".into(),
         ToSequencer::History { before, .. } => format!("history {before}"),
         ToSequencer::Conversations { limit, .. } => format!("conversations {limit}"),
+        ToSequencer::Group { convo, .. } => format!("group {convo}"),
         ToSequencer::Room { stream, .. } => format!("room {stream}"),
         ToSequencer::Dropped { seq, stream, .. } => format!("dropped {seq} {stream}"),
     }

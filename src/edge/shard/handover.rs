@@ -7,9 +7,9 @@
 use crate::clock::Now;
 use crate::ring::{Kind, Ring, Token};
 
-use super::{ConnectionId, Connections, Shard, accept_token, receive_token};
+use super::{ConnectionId, Connections, Shard, receive_token};
 use crate::edge::application::Application;
-use crate::edge::connection::Connection;
+use crate::edge::connection::{Armed, Connection};
 use crate::edge::connections::ShardOptions;
 use crate::edge::handover::{ConnectionState, ShardState};
 
@@ -43,11 +43,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let now = clock();
         self.still_since_us = now.monotonic_us;
         self.application.standing_still(now, &mut self.ring);
-        for (index, listener) in self.listeners.iter().enumerate() {
-            if listener.is_armed {
-                self.ring.cancel(accept_token(index));
-            }
-        }
+        self.cancel_accepts();
         let ids = self.connections.ids();
         for some in ids.chunks(CANCEL_COUNT_MAX) {
             some.iter().for_each(|id| self.cancel_requests(*id));
@@ -58,7 +54,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         loop {
             let rest = ids[still_count..].iter();
             still_count += rest.take_while(|id| self.is_idle(**id)).count();
-            let listens = self.listeners.iter().any(|listener| listener.is_armed);
+            let listens = self.listeners.iter().any(|listener| listener.armed != 0);
             if still_count == ids.len() && !listens {
                 break;
             }
@@ -135,7 +131,9 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             return;
         };
         outbound.put_back(unsent);
-        if outbound.waiting() == 0 {
+        let is_empty = outbound.waiting() == 0;
+        self.connections.recount_queue(id);
+        if is_empty {
             // It was cancelled when all of it had left.
             self.connections.sent(id);
         } else if !self.is_still {
@@ -148,7 +146,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let Some(connection) = self.connections.get(id) else {
             return;
         };
-        if connection.flags.is_receiving {
+        if takes_bytes(connection) {
             self.ring.cancel(receive_token(id));
         }
         if is_sending(connection) {
@@ -158,7 +156,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     fn is_idle(&self, id: ConnectionId) -> bool {
         let connection = self.connections.get(id);
-        connection.is_none_or(|it| !it.flags.is_receiving && !is_sending(it))
+        connection.is_none_or(|it| !takes_bytes(it) && !is_sending(it))
     }
 
     /// A turn in which nothing begins.
@@ -174,11 +172,11 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.remove_gone();
     }
 
-    /// Arms every receive and sends what is queued.
+    /// Waits on every socket and sends what is queued.
     fn begin_requests(&mut self) {
         self.starved.clear();
         for id in self.connections.ids() {
-            self.receive(id);
+            self.wait(id);
             let is_queued = self.connections.get(id).is_some_and(|it| it.outbound.is_some());
             if is_queued {
                 self.connections.queue(id, |_| {});
@@ -198,6 +196,12 @@ impl Connections {
         }
         self.restore_slots(generations, values)
     }
+}
+
+/// A receive is armed, which may take bytes off the socket. A poll takes none: it may stay with the
+/// ring of a process that is about to end.
+fn takes_bytes(connection: &Connection) -> bool {
+    matches!(connection.flags.armed, Armed::Once | Armed::Stream)
 }
 
 fn is_sending(connection: &Connection) -> bool {

@@ -12,18 +12,23 @@ use crate::framer::handshake::response;
 use crate::framer::{Opcode, Request, encode_frame};
 use crate::ring::BufferId;
 
+mod admitting;
 mod closing;
 mod compressing;
+mod memory;
 mod opening;
 mod sending;
 mod simulated;
+mod tiers;
 
 /// Completes every send at once, unless told to hold them.
 #[derive(Default)]
 struct ScriptedRing {
     pending: Vec<Completion>,
     receives: HashMap<Socket, Token>,
-    receive_count: usize,
+    /// What was asked for, in order.
+    asked: Vec<(Socket, Armed)>,
+    cancelled: Vec<Token>,
     accepts: Vec<Token>,
     buffers: Vec<Option<Vec<u8>>>,
     has_no_buffers: bool,
@@ -44,6 +49,17 @@ impl ScriptedRing {
         self.complete(token, bytes.len() as i32, more, Some(buffer));
     }
 
+    fn ask(&mut self, socket: Socket, token: Token, armed: Armed) {
+        self.receives.insert(socket, token);
+        self.asked.push((socket, armed));
+    }
+
+    /// What was asked for last.
+    fn armed(&self, socket: Socket) -> Armed {
+        let asked = self.asked.iter().rev().find(|(of, _)| *of == socket);
+        asked.map_or(Armed::Nothing, |(_, armed)| *armed)
+    }
+
     fn let_go(&mut self) {
         self.holds_sends = false;
         for (token, size) in std::mem::take(&mut self.held) {
@@ -57,13 +73,32 @@ impl Ring for ScriptedRing {
         self.accepts.push(token);
     }
 
+    fn accept_one(&mut self, _: Socket, token: Token) {
+        self.accepts.push(token);
+    }
+
+    fn take_peer(&mut self, _: Token) -> Option<SocketAddr> {
+        None
+    }
+
+    fn accepted(&self, result: u32) -> Socket {
+        Socket::Direct(result)
+    }
+
     fn connect(&mut self, _: SocketAddr, _: Token) -> Result<Socket, i32> {
         Err(libc::ECONNREFUSED)
     }
 
     fn receive(&mut self, socket: Socket, token: Token) {
-        self.receives.insert(socket, token);
-        self.receive_count += 1;
+        self.ask(socket, token, Armed::Stream);
+    }
+
+    fn receive_once(&mut self, socket: Socket, token: Token) {
+        self.ask(socket, token, Armed::Once);
+    }
+
+    fn poll(&mut self, socket: Socket, token: Token) {
+        self.ask(socket, token, Armed::Poll);
     }
 
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token) {
@@ -87,6 +122,7 @@ impl Ring for ScriptedRing {
     fn watch(&mut self, _: RawFd, _: Token) {}
 
     fn cancel(&mut self, token: Token) {
+        self.cancelled.push(token);
         self.complete(token, -libc::ECANCELED, false, None);
     }
 
@@ -204,6 +240,7 @@ impl Stage {
         loop {
             let now = self.now;
             self.shard.turn(&mut || now);
+            self.shard.connections.check_ledger();
             if self.ring().pending.is_empty() {
                 break;
             }
@@ -227,13 +264,24 @@ impl Stage {
     }
 
     fn arrive(&mut self, socket: u32, bytes: &[u8]) {
-        let token = self.ring().receives[&Socket::Direct(socket)];
-        self.ring().arrive(token, bytes, true);
+        let (token, armed) = self.readable(socket);
+        self.ring().arrive(token, bytes, armed == Armed::Stream);
         self.settle();
     }
 
+    /// Whoever polls is told, and receives.
+    fn readable(&mut self, socket: u32) -> (Token, Armed) {
+        let socket = Socket::Direct(socket);
+        let token = self.ring().receives[&socket];
+        if self.ring().armed(socket) == Armed::Poll {
+            self.ring().complete(token, 1, false, None);
+            self.settle();
+        }
+        (token, self.ring().armed(socket))
+    }
+
     fn end_of_stream(&mut self, socket: u32) {
-        let token = self.ring().receives[&Socket::Direct(socket)];
+        let (token, _) = self.readable(socket);
         self.ring().complete(token, 0, false, None);
         self.settle();
     }
@@ -254,6 +302,14 @@ impl Stage {
         self.arrive(socket, UPGRADE);
         assert!(self.sent_text().starts_with("HTTP/1.1 101 "));
         self.told();
+    }
+
+    /// Opens, and makes it busy.
+    fn open_busy(&mut self, socket: u32) {
+        self.open(socket);
+        while self.ring().armed(Socket::Direct(socket)) != Armed::Stream {
+            self.arrive(socket, PONG);
+        }
     }
 
     fn closed(&mut self) -> Vec<(Socket, bool)> {

@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::fuzzing::{bytes, integer, number, written, zigzag};
 use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::link::message::Target;
+use crate::link::message::{GroupChange, GroupState, Tally, Target};
 use crate::protocol::operation::Operation;
 use crate::protocol::{conversation, json};
 
 /// Names and kinds of fields, as `docs/protocol.md` lists them.
-const FIELDS: [(u8, &str); 36] = [
+const FIELDS: [(u8, &str); 43] = [
     (0x01, "convo"),
     (0x02, "ref"),
     (0x03, "to"),
@@ -51,11 +51,18 @@ const FIELDS: [(u8, &str); 36] = [
     (0x24, "others_read"),
     (0x26, "reason"),
     (0x28, "code"),
+    (0x21, "members"),
+    (0x23, "admins"),
+    (0x25, "owner"),
+    (0x2a, "role"),
+    (0x2c, "version"),
+    (0x2e, "count"),
+    (0x30, "of"),
 ];
 
-const EVENTS: [&str; 11] = [
+const EVENTS: [&str; 12] = [
     "welcome", "sent", "msg", "receipt", "synced", "page", "convos", "pong", "goaway", "behind",
-    "error",
+    "error", "group",
 ];
 
 const CODES: [&str; 10] = [
@@ -120,7 +127,7 @@ fn integer_as_json(name: &str, value: u64) -> Value {
         "ref" => json!((value >> 1) as i64 ^ -((value & 1) as i64)),
         "mid" => json!(value.to_string()),
         "dup" | "more" => json!(value == 1),
-        "kind" => numbered(&["delivered", "read"]),
+        "kind" => numbered(&["delivered", "read", "system"]),
         "reason" => numbered(&["drain", "replaced", "overload", "slow"]),
         "code" => numbered(&CODES),
         _ => json!(value),
@@ -128,6 +135,13 @@ fn integer_as_json(name: &str, value: u64) -> Value {
 }
 
 fn bytes_as_json(name: &str, mut value: &[u8], event: &str) -> Value {
+    if matches!(name, "members" | "admins") {
+        let mut names = Vec::new();
+        while !value.is_empty() {
+            names.push(String::from_utf8(take_sized(&mut value).to_vec()).expect("text"));
+        }
+        return json!(names);
+    }
     if !matches!(name, "convos" | "msgs") {
         let text = || std::str::from_utf8(value).expect("text");
         return if name == "body64" { json!(STANDARD.encode(value)) } else { json!(text()) };
@@ -201,13 +215,27 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         (proptest::option::of(any_name()), 1..=200u32)
             .prop_map(|(after, limit)| Operation::Conversations { after, limit }),
         Just(Operation::Ping),
+        (any_id(), any_change()).prop_map(|(convo, change)| Operation::Group { convo, change }),
         (0..LATER.len()).prop_map(|index| Operation::Later(LATER[index])),
     ]
 }
 
+fn any_change() -> impl Strategy<Value = GroupChange> {
+    let members = proptest::collection::vec(any_id(), 0..4);
+    (0..6u8, members, any::<bool>()).prop_map(|(kind, members, admin)| match kind {
+        0 => GroupChange::Create { members },
+        1 => GroupChange::Add { members },
+        2 => GroupChange::Remove { members },
+        3 => GroupChange::Role { members, admin },
+        4 => GroupChange::Leave,
+        _ => GroupChange::Info,
+    })
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     let numbers = (any_integer(), any::<u64>(), any_integer());
-    (any_name(), numbers, any_id(), any_id(), any_body()).prop_map(
+    let id = prop_oneof![3 => any_id(), 1 => Just(Id::from(""))];
+    (any_name(), numbers, any_id(), id, any_body()).prop_map(
         |(convo, (seq, mid, ts), from, id, body)| {
             let device = "never told".into();
             Message { convo, seq, mid, ts, from, device, id, body }
@@ -260,7 +288,13 @@ proptest! {
             user, device: id, session: "7-9", heartbeat_ms: ts, ticket: convo, server: "edge",
         });
         says_the_same(Event::Sent { reference, convo, id, seq, mid, ts, dup: flag });
-        says_the_same(Event::Receipt { convo, seq, watermark, by: user });
+        says_the_same(Event::Receipt { convo, seq, watermark, by: user, tally: None });
+        let tally = limit.map(|count| Tally { count, of: ts });
+        says_the_same(Event::Receipt { convo, seq, watermark, by: user, tally });
+        let (owner, members) = (flag.then(|| names.1.clone()), vec![names.1.clone(), "b".into()]);
+        let admins = members.iter().take(usize::from(flag)).cloned().collect();
+        let group = GroupState { convo: names.0.clone(), owner, admins, members, version: ts };
+        says_the_same(Event::Group { reference, group: &group });
         says_the_same(Event::Synced { reference, heads: &heads });
         says_the_same(Event::Page { reference, convo, messages: &messages, more: flag });
         says_the_same(Event::Conversations { reference, convos: &standings });
@@ -288,7 +322,12 @@ proptest! {
         let at = at.index(binary.len());
         binary[at] = byte;
         let code = decode(&binary).err().map(|rejected| rejected.code);
-        let codes = [None, Some(ErrorCode::BadRequest), Some(ErrorCode::UnknownOperation)];
+        let codes = [
+            None,
+            Some(ErrorCode::BadRequest),
+            Some(ErrorCode::UnknownOperation),
+            Some(ErrorCode::Forbidden),
+        ];
         prop_assert!(codes.contains(&code));
     }
 
@@ -437,7 +476,7 @@ fn absent_fields_and_repeated_ones() {
 
 #[test]
 fn unknown_types_and_large_bodies() {
-    for kind in [0, 7 + LATER.len() as u8, 0x7f, 0x80, 0x81, 0xff] {
+    for kind in [0, 13 + LATER.len() as u8, 0x7f, 0x80, 0x81, 0xff] {
         let rejected = refused(&[vec![kind], integer(2, 6), bytes(5, b"c")]);
         assert_eq!((rejected.code, rejected.reference), (ErrorCode::UnknownOperation, Some(3)));
         assert_eq!(rejected.id, None);

@@ -86,7 +86,7 @@ fn good_frames() -> Vec<(&'static str, Operation)> {
             Operation::Sync { convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]) },
         ),
         (r#"{"t":"ping","ref":-9007199254740991}"#, Operation::Ping),
-        (r#"{"t":"group.info","convo":"x"}"#, Operation::Later("group.info")),
+        (r#"{"t":"devices","convo":"x"}"#, Operation::Later("devices")),
         (r#"{"t":"history","convo":"x"}"#, history("x", None, 50)),
         (
             r#"{"t":"history","convo":"dm:a:b","before":1,"limit":200}"#,
@@ -386,7 +386,8 @@ fn pushes_have_the_fields_of_the_page() {
     );
     let binary = encoded(Event::Message(&message(binary_body(&[255]))));
     assert_eq!((&binary["body64"], &binary["body"]), (&json!("/w=="), &Value::Null));
-    let receipt = Event::Receipt { convo: "c", seq: 2, watermark: Watermark::Read, by: "b" };
+    let (watermark, tally) = (Watermark::Read, None);
+    let receipt = Event::Receipt { convo: "c", seq: 2, watermark, by: "b", tally };
     assert_eq!(encoded(receipt), json!({"t":"receipt","convo":"c","seq":2,"kind":"read","by":"b"}));
     let goodbye = Goodbye::Drain;
     assert_eq!(

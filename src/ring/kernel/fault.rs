@@ -4,9 +4,11 @@ use std::io;
 
 use super::options::RingOptions;
 
+/// The oldest kernel on which Aldis runs: completions run when asked for (DEFER_TASKRUN).
+pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
 /// The oldest kernel with which sockets in the registered-file table are freed when they are
 /// closed: before it, one long-lived request can hold back every socket closed after it.
-pub const KERNEL_FLOOR: (u32, u32) = (6, 13);
+pub(super) const DIRECT_FLOOR: (u32, u32) = (6, 13);
 
 /// A host that cannot run the ring. Each text names the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,12 @@ pub enum RingFault {
         major = KERNEL_FLOOR.0, minor = KERNEL_FLOOR.1
     )]
     KernelTooOld { kernel: String, lacking: &'static str },
+    #[error(
+        "kernel {kernel} is too old for direct descriptors: they need Linux {major}.{minor}; leave \
+         --descriptors out, or run with --descriptors ordinary",
+        major = DIRECT_FLOOR.0, minor = DIRECT_FLOOR.1
+    )]
+    NoDirectDescriptors { kernel: String },
     #[error(
         "the kernel has no memory for the ring: raise RLIMIT_MEMLOCK (ulimit -l) or the memory \
          limit of the container, or ask for fewer sockets and buffers"
@@ -85,12 +93,12 @@ pub(super) fn kernel_release() -> String {
     }
 }
 
-/// Whether `release` is known to be older than [`KERNEL_FLOOR`]. What cannot be read is not.
-pub(super) fn is_too_old(release: &str) -> bool {
+/// Whether `release` is known to be older than `floor`. What cannot be read is not.
+pub(super) fn is_older(release: &str, floor: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
     match (next(), next()) {
-        (Some(major), Some(minor)) => (major, minor) < KERNEL_FLOOR,
+        (Some(major), Some(minor)) => (major, minor) < floor,
         _ => false,
     }
 }
@@ -109,13 +117,14 @@ mod tests {
 
     #[test]
     fn releases_are_compared_by_their_numbers() {
-        assert!(is_too_old("6.1.0-21-amd64"));
-        assert!(is_too_old("5.19"));
-        assert!(is_too_old("6.12.63+deb13"));
-        assert!(!is_too_old("6.13.0"));
-        assert!(!is_too_old("6.18.44-cloud"));
-        assert!(!is_too_old("7.1"));
-        assert!(!is_too_old("unknown"));
+        let has_no_direct = |release| is_older(release, DIRECT_FLOOR);
+        assert!(has_no_direct("6.1.0-21-amd64") && !is_older("6.1.0-21-amd64", KERNEL_FLOOR));
+        assert!(has_no_direct("5.19") && is_older("5.19", KERNEL_FLOOR));
+        assert!(has_no_direct("6.12.63+deb13"));
+        assert!(!has_no_direct("6.13.0"));
+        assert!(!has_no_direct("6.18.44-cloud"));
+        assert!(!has_no_direct("7.1"));
+        assert!(!has_no_direct("unknown"));
     }
 
     #[test]

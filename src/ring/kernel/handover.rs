@@ -5,20 +5,23 @@
 //! long as one of them has it.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use io_uring::opcode;
 use io_uring::types::Fixed;
 
-use super::{INSTALL_BIT, KernelRing};
+use super::{Descriptors, INSTALL_BIT, KernelRing};
 
 /// Rounds in which the kernel has to come to terms with what it was asked.
 const ROUNDS_MAX: usize = 64;
 
 impl KernelRing {
-    /// A descriptor of each socket, in this order. The slots keep theirs. The caller sees to it
-    /// that there are not too many at a time for the limit of open files.
+    /// A descriptor of each socket ([`super::Ring::accepted`]), in this order; the ring keeps its
+    /// own. The caller sees to it that there are not too many at a time for the limit of open files.
     pub fn descriptors_of(&mut self, slots: &[u32]) -> io::Result<Vec<OwnedFd>> {
+        if self.descriptors == Descriptors::Ordinary {
+            return slots.iter().map(|slot| duplicate(*slot as RawFd)).collect();
+        }
         self.installed.clear();
         for (index, slot) in slots.iter().enumerate() {
             let entry = opcode::FixedFdInstall::new(Fixed(*slot), 0).build();
@@ -51,9 +54,22 @@ impl KernelRing {
         }
     }
 
-    /// Puts each socket into its slot, which nobody has used before. The table then has the socket,
-    /// and the descriptor is closed.
-    pub fn put_into_slots(&mut self, mut sockets: Vec<(u32, OwnedFd)>) -> io::Result<()> {
+    /// Takes sockets in, each into its slot, which nobody has used before: the table then has it,
+    /// and the descriptor is closed. With ordinary descriptors the slot is a number of the process
+    /// that had it. Yields what [`super::Ring::accepted`] takes, in this order.
+    pub fn take_in(&mut self, sockets: Vec<(u32, OwnedFd)>) -> io::Result<Vec<u32>> {
+        match self.descriptors {
+            Descriptors::Ordinary => {
+                Ok(sockets.into_iter().map(|(_, socket)| socket.into_raw_fd() as u32).collect())
+            }
+            Descriptors::Direct => {
+                let slots = sockets.iter().map(|(slot, _)| *slot).collect();
+                self.put_into_slots(sockets).map(|()| slots)
+            }
+        }
+    }
+
+    fn put_into_slots(&mut self, mut sockets: Vec<(u32, OwnedFd)>) -> io::Result<()> {
         sockets.sort_unstable_by_key(|(slot, _)| *slot);
         for run in sockets.chunk_by(|(before, _), (slot, _)| before + 1 == *slot) {
             let raw: Vec<RawFd> = run.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
@@ -64,4 +80,9 @@ impl KernelRing {
         }
         Ok(())
     }
+}
+
+fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: it is borrowed for this call only, and its owner, the ring, does not close it in it.
+    unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned()
 }

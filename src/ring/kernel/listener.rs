@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
@@ -38,6 +38,12 @@ impl Listener {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Of what accepted sockets are given, the kernel takes little more than this beyond what their
+    /// peers' windows take. The rest waits where it is seen. They inherit it.
+    pub fn limit_unsent(&self, size: u32) -> io::Result<()> {
+        socket2::SockRef::from(&self.descriptor).set_tcp_notsent_lowat(size)
+    }
 }
 
 /// Binds and listens. `TCP_NODELAY` is set here because accepted sockets inherit it, and one in a
@@ -66,6 +72,14 @@ pub fn probe_bind(address: SocketAddr) -> io::Result<()> {
     // Without it, connections in TIME_WAIT would count as "in use"; listeners still do.
     socket.set_reuse_address(true)?;
     socket.bind(&SockAddr::from(address))
+}
+
+/// Lets the close of a socket send RST, whatever is unsent or unread.
+pub(super) fn linger_no_time(descriptor: RawFd) {
+    // SAFETY: the descriptor is borrowed for the call only, and open: its owner closes it next.
+    let socket = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    // It fails for what is no socket; then there is nothing to reset.
+    let _ = socket2::SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO));
 }
 
 /// A blocking socket: requests on a non-blocking one fail with `EAGAIN` instead of waiting in the

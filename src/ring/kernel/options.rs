@@ -1,6 +1,47 @@
 //! The sizes of a ring.
 
-use super::fault::RingFault;
+use std::str::FromStr;
+
+use super::fault::{self, RingFault};
+
+/// Where accepted sockets live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descriptors {
+    /// In the ring's registered-file table: no lock and no reference count of the process's table
+    /// per operation, and `RLIMIT_NOFILE` bounds each ring, not the process. From Linux 6.13 on.
+    Direct,
+    /// In the process's descriptor table, for Linux 6.1 to 6.12.
+    Ordinary,
+}
+
+impl Descriptors {
+    /// What this kernel can do.
+    pub fn of_this_kernel() -> Descriptors {
+        match fault::is_older(&fault::kernel_release(), fault::DIRECT_FLOOR) {
+            true => Descriptors::Ordinary,
+            false => Descriptors::Direct,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Descriptors::Direct => "direct",
+            Descriptors::Ordinary => "ordinary",
+        }
+    }
+}
+
+impl FromStr for Descriptors {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Descriptors, String> {
+        match text {
+            "direct" => Ok(Descriptors::Direct),
+            "ordinary" => Ok(Descriptors::Ordinary),
+            _ => Err(format!("{text:?}: descriptors are `direct` or `ordinary`")),
+        }
+    }
+}
 
 /// Sizes of one ring. All counts but `sockets` are powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,8 +51,9 @@ pub struct RingOptions {
     /// Entries of the completion queue, at least `submissions`, at most 65,536. Over it, the kernel
     /// ends multishot requests, which costs re-arming, but loses nothing.
     pub completions: u32,
-    /// Slots for accepted sockets. Lowered to RLIMIT_NOFILE and to 2^20, the bounds of the kernel.
+    /// Accepted sockets at a time. Lowered to RLIMIT_NOFILE and to 2^20, the bounds of the kernel.
     pub sockets: u32,
+    pub descriptors: Descriptors,
     /// Receive buffers, at most 32,768 (the kernel's bound of a buffer ring).
     pub buffer_count: u32,
     /// Bytes of one receive buffer.
@@ -26,6 +68,7 @@ impl Default for RingOptions {
             submissions: 1024,
             completions: 8192,
             sockets: 16_384,
+            descriptors: Descriptors::of_this_kernel(),
             buffer_count: 1024,
             buffer_size: 4096,
         }
@@ -33,6 +76,11 @@ impl Default for RingOptions {
 }
 
 impl RingOptions {
+    /// Bytes of all receive buffers.
+    pub fn buffers_size(&self) -> usize {
+        self.buffer_count as usize * self.buffer_size as usize
+    }
+
     pub(super) fn check(&self) -> Result<(), RingFault> {
         let rules = [
             (

@@ -48,6 +48,11 @@ impl Pool {
         self.held.len()
     }
 
+    /// Bytes of one buffer.
+    pub(super) fn buffer_size(&self) -> u32 {
+        self.buffer_size as u32
+    }
+
     pub(super) fn free(&self) -> usize {
         self.free
     }

@@ -33,6 +33,7 @@ fn small() -> RingOptions {
         submissions: 64,
         completions: 256,
         sockets: 64,
+        descriptors: Descriptors::Direct,
         buffer_count: 16,
         buffer_size: 1024,
     }
@@ -67,6 +68,12 @@ impl Stage for Loopback {
         stream.set_nonblocking(true).expect("a socket can be so");
         stream.set_nodelay(true).expect("a socket can be so");
         TcpClient { stream, closed: false, reset: false }
+    }
+
+    fn dial_named(&mut self, address: SocketAddr) -> (TcpClient, SocketAddr) {
+        let client = self.dial(address);
+        let name = client.stream.local_addr().expect("it is connected");
+        (client, name)
     }
 
     fn pump(&mut self, completions: &mut Vec<Completion>) {
@@ -112,54 +119,99 @@ impl Client for TcpClient {
     fn close(self) {}
 }
 
+/// With direct descriptors and with ordinary ones.
+fn in_both(run: impl Fn(&mut Loopback)) {
+    for descriptors in [Descriptors::Direct, Descriptors::Ordinary] {
+        run(&mut Loopback::new(RingOptions { descriptors, ..small() }));
+    }
+}
+
 #[test]
 fn echo() {
-    scenario::echo(&mut Loopback::new(small()));
+    in_both(scenario::echo);
 }
 
 #[test]
 fn large_send_to_a_slow_reader() {
-    scenario::large_send_to_a_slow_reader(&mut Loopback::new(small()));
+    in_both(scenario::large_send_to_a_slow_reader);
 }
 
 #[test]
 fn starved_of_buffers() {
-    scenario::starved_of_buffers(&mut Loopback::new(small()));
+    in_both(scenario::starved_of_buffers);
 }
 
 #[test]
 fn connect_refused() {
-    scenario::connect_refused(&mut Loopback::new(small()));
+    in_both(scenario::connect_refused);
 }
 
 #[test]
 fn link_to_itself() {
-    scenario::link_to_itself(&mut Loopback::new(small()));
+    in_both(scenario::link_to_itself);
+}
+
+#[test]
+fn polled_and_received() {
+    in_both(scenario::polled_and_received);
+}
+
+#[test]
+fn cancelled_poll() {
+    in_both(scenario::cancelled_poll);
 }
 
 #[test]
 fn cancelled_receive() {
-    scenario::cancelled_receive(&mut Loopback::new(small()));
+    in_both(scenario::cancelled_receive);
 }
 
 #[test]
 fn cancelled_send_and_reset() {
-    scenario::cancelled_send_and_reset(&mut Loopback::new(small()));
+    in_both(scenario::cancelled_send_and_reset);
 }
 
 #[test]
 fn close_ends_a_send() {
-    scenario::close_ends_a_send(&mut Loopback::new(small()));
+    in_both(scenario::close_ends_a_send);
 }
 
 #[test]
 fn orderly_close_reaches_the_client() {
-    scenario::orderly_close_reaches_the_client(&mut Loopback::new(small()));
+    in_both(scenario::orderly_close_reaches_the_client);
 }
 
 #[test]
 fn stale_token_after_close() {
+    // Numbers of ordinary descriptors are also given to the tests beside this one.
     scenario::stale_token_after_close(&mut Loopback::new(small()));
+}
+
+#[test]
+fn accepted_one_by_one() {
+    scenario::accepted_one_by_one(&mut Loopback::new(small()));
+}
+
+/// On a listener for both families an IPv4 client has an IPv6 address that holds its own.
+#[test]
+fn a_peer_of_either_family_is_known() {
+    let mut stage = Loopback::new(small());
+    let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0));
+    let Ok(listener) = listen(any, 16, false) else {
+        return println!("this host has no IPv6");
+    };
+    for host in ["127.0.0.1", "::1"] {
+        let host: std::net::IpAddr = host.parse().expect("an address");
+        let accept = Token::new(Kind::Accept, 0, 0);
+        stage.ring.accept_one(listener.socket(), accept);
+        let (_client, name) = stage.dial_named((host, listener.address().port()).into());
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            stage.pump(&mut completions);
+        }
+        let peer = stage.ring.take_peer(accept).expect("it was accepted");
+        assert_eq!((peer.ip().to_canonical(), peer.port()), (host, name.port()));
+    }
 }
 
 #[test]
@@ -334,6 +386,8 @@ fn a_ring_is_dropped_with_everything_under_way() {
     let socket = Socket::Direct(completions[0].result as u32);
     stage.ring.receive(socket, Token::new(Kind::Receive, 0, 0));
     stage.ring.send(socket, vec![1; 24 << 20], Token::new(Kind::Send, 0, 0));
+    let (other, _) = stage.listen();
+    (0..8).for_each(|lane| stage.ring.accept_one(other, Token::new(Kind::LinkAccept, 0, lane)));
     stage.pump(&mut completions);
     drop(stage);
     let started = Instant::now();

@@ -1,7 +1,7 @@
 //! A peer of the system under test that is no ring.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::state::{EndId, State};
@@ -13,9 +13,18 @@ pub struct ClientSocket {
 }
 
 impl ClientSocket {
-    pub(super) fn dial(state: Rc<RefCell<State>>, address: SocketAddr) -> ClientSocket {
-        let end = state.borrow_mut().dial(address);
+    pub(super) fn dial(
+        state: Rc<RefCell<State>>,
+        from: IpAddr,
+        address: SocketAddr,
+    ) -> ClientSocket {
+        let end = state.borrow_mut().dial(from, address);
         ClientSocket { state, end }
+    }
+
+    /// From where it connects.
+    pub fn address(&self) -> SocketAddr {
+        self.state.borrow().ends[self.end].address
     }
 
     /// Sends as much as the buffers take; returns how many bytes that was. 0 after the end.

@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use super::SimNetwork;
 use super::state::{
-    Armed, EndId, Ending, Posted, RingId, RingState, State, Stream, Thing, completion, inward,
-    outward,
+    Accept, Armed, EndId, Ending, Posted, RingId, RingState, State, Stream, Thing, completion,
+    inward, outward,
 };
+use super::{NOWHERE, SimNetwork};
 use crate::ring::kernel::RingOptions;
 use crate::ring::{BufferId, Completion, Ring, Socket, Token};
 
@@ -24,9 +24,11 @@ const EVENT_STREAM: Stream = 1 << 61;
 const REFUSED_STREAM: Stream = 1 << 60;
 
 enum Request {
-    Accept(Socket, Token),
+    Accept(Socket, Accept),
     Connect(EndId, SocketAddr, Token),
     Receive(Socket, Token),
+    ReceiveOnce(Socket, Token),
+    Poll(Socket, Token),
     Send(Socket, Vec<u8>, Token),
     Watch(RawFd, Token),
     Cancel(Token),
@@ -46,6 +48,10 @@ pub struct SimRing {
     sent: Vec<(Token, Vec<u8>)>,
     /// What those of them that were cancelled had not sent.
     unsent: Vec<(Token, Vec<u8>)>,
+    /// Who was accepted by requests whose completions were not seen yet.
+    peers_coming: Vec<(Token, SocketAddr)>,
+    /// Who was accepted by the completions of this turn.
+    peers: Vec<(Token, SocketAddr)>,
 }
 
 /// Wakes the ring that watches it, like the eventfd of another thread.
@@ -79,6 +85,8 @@ impl SimRing {
             free: (0..count as u16).collect(),
             sent: Vec::new(),
             unsent: Vec::new(),
+            peers_coming: Vec::new(),
+            peers: Vec::new(),
         }
     }
 
@@ -106,13 +114,15 @@ impl SimRing {
 
     fn run(&mut self, world: &mut State, request: Request) {
         match request {
-            Request::Accept(socket, token) => self.run_accept(world, socket, token),
+            Request::Accept(socket, accept) => self.run_accept(world, socket, accept),
             Request::Connect(end, address, token) => {
                 self.arm(world, token, Armed::Connect(end));
                 world.ends[end].connect = Some(token);
                 world.open(end, address);
             }
-            Request::Receive(socket, token) => self.run_receive(world, socket, token),
+            Request::Receive(socket, token) => self.run_receive(world, socket, token, false),
+            Request::ReceiveOnce(socket, token) => self.run_receive(world, socket, token, true),
+            Request::Poll(socket, token) => self.run_poll(world, socket, token),
             Request::Send(socket, data, token) => self.run_send(world, socket, data, token),
             Request::Watch(descriptor, token) => self.run_watch(world, descriptor, token),
             Request::Cancel(token) => self.run_cancel(world, token),
@@ -120,20 +130,24 @@ impl SimRing {
         }
     }
 
-    fn run_accept(&mut self, world: &mut State, socket: Socket, token: Token) {
+    fn run_accept(&mut self, world: &mut State, socket: Socket, accept: Accept) {
+        let token = accept.token;
         match self.thing(world, socket) {
             Some(Thing::Listener(index)) => {
                 let listener = world.listeners[index].as_mut();
                 let listener = listener.expect("a listener lives as long as its descriptor");
-                assert!(listener.accept.is_none(), "two accepts on one listener");
-                listener.accept = Some(token);
+                let is_alone = listener.accepts.is_empty();
+                let is_one_of_many =
+                    !accept.is_multishot && listener.accepts.iter().all(|it| !it.is_multishot);
+                assert!(is_alone || is_one_of_many, "{accept:?} beside {:?}", listener.accepts);
+                listener.accepts.push_back(accept);
                 self.arm(world, token, Armed::Accept(index));
             }
             _ => self.refuse(world, token, libc::EBADF, None),
         }
     }
 
-    fn run_receive(&mut self, world: &mut State, socket: Socket, token: Token) {
+    fn run_receive(&mut self, world: &mut State, socket: Socket, token: Token, once: bool) {
         let Some(Thing::End(end)) = self.thing(world, socket) else {
             return self.refuse(world, token, libc::EBADF, None);
         };
@@ -142,9 +156,23 @@ impl SimRing {
         }
         let armed = world.ends[end].receive.replace(token);
         assert!(armed.is_none(), "two receives on {socket:?}: {armed:?}, {token:?}");
+        world.ends[end].receives_once = once;
         self.arm(world, token, Armed::Receive(end));
-        if self.free.is_empty() {
+        // The kernel looks for a buffer at once for a multishot one, when bytes are there else.
+        if self.free.is_empty() && !once {
             self.end_receive(world, end, -libc::ENOBUFS);
+        }
+    }
+
+    fn run_poll(&mut self, world: &mut State, socket: Socket, token: Token) {
+        let Some(Thing::End(end)) = self.thing(world, socket) else {
+            return self.refuse(world, token, libc::EBADF, None);
+        };
+        let armed = world.ends[end].receive.replace(token);
+        assert!(armed.is_none(), "a poll beside a receive on {socket:?}: {armed:?}, {token:?}");
+        self.arm(world, token, Armed::Poll(end));
+        if world.random.chance(world.options.faults.spurious_poll) {
+            self.end_receive(world, end, 1);
         }
     }
 
@@ -179,6 +207,7 @@ impl SimRing {
         let stream = match armed {
             None => return,
             Some(Armed::Send(end)) => return world.complete_send(end, -libc::ECANCELED),
+            Some(Armed::Poll(end)) => return self.end_receive(world, end, -libc::ECANCELED),
             Some(Armed::Receive(end)) => {
                 // What arrives between the last turn and the cancel still completes, or does not.
                 if world.random.chance(0.5) {
@@ -192,7 +221,7 @@ impl SimRing {
             }
             Some(Armed::Accept(index)) => {
                 if let Some(listener) = &mut world.listeners[index] {
-                    listener.accept = None;
+                    listener.accepts.retain(|accept| accept.token != token);
                 }
                 LISTENER_STREAM | index as u64
             }
@@ -220,7 +249,7 @@ impl SimRing {
                 world.close(end, reset);
             }
             Some(Thing::Listener(index)) => {
-                let accept = world.listeners[index].as_ref().and_then(|l| l.accept);
+                let accept = world.listeners[index].as_ref().and_then(|l| l.accepts.front());
                 assert!(accept.is_none(), "{socket:?} is closed under its {accept:?}");
                 world.close_listener(index);
             }
@@ -253,9 +282,9 @@ impl SimRing {
         }
     }
 
-    fn take_connections(&self, world: &mut State, index: usize) {
+    fn take_connections(&mut self, world: &mut State, index: usize) {
         while let Some(listener) = &mut world.listeners[index] {
-            let Some(token) = listener.accept else {
+            let Some(Accept { token, is_multishot }) = listener.accepts.front().copied() else {
                 break;
             };
             let Some(end) = listener.pending.pop_front() else {
@@ -265,12 +294,15 @@ impl SimRing {
             let result = slot.map_or(-libc::ENFILE, |slot| slot as i32);
             if slot.is_none() {
                 world.close(end, true);
+            } else if !is_multishot {
+                let client = world.ends[end].peer;
+                self.peers_coming.push((token, world.ends[client].address));
             }
-            let more = slot.is_some() && world.stays_armed();
+            let more = is_multishot && slot.is_some() && world.stays_armed();
             if !more {
                 world.rings[self.id.0].armed.remove(&token.to_raw());
                 let listener = world.listeners[index].as_mut();
-                listener.expect("it was there above").accept = None;
+                listener.expect("it was there above").accepts.pop_front();
             }
             let stream = LISTENER_STREAM | index as u64;
             world.post(self.id, stream, completion(token, result, more), None);
@@ -293,7 +325,7 @@ impl SimRing {
                 break;
             };
             let size = self.fill_buffer(world, end, buffer);
-            let more = world.stays_armed();
+            let more = !world.ends[end].receives_once && world.stays_armed();
             if !more {
                 world.ends[end].receive = None;
                 world.rings[self.id.0].armed.remove(&token.to_raw());
@@ -324,6 +356,7 @@ impl SimRing {
             match armed {
                 Armed::Accept(index) => self.take_connections(world, index),
                 Armed::Receive(end) => self.fill_buffers(world, end),
+                Armed::Poll(end) if world.is_readable(end) => self.end_receive(world, end, 1),
                 _ => {}
             }
         }
@@ -346,6 +379,9 @@ impl SimRing {
                     end.send_unseen = false;
                 }
             }
+            let token = posted.completion.token;
+            let peer = self.peers_coming.iter().position(|(coming, _)| *coming == token);
+            self.peers.extend(peer.map(|index| self.peers_coming.swap_remove(index)));
             completions.push(posted.completion);
         }
     }
@@ -353,12 +389,25 @@ impl SimRing {
 
 impl Ring for SimRing {
     fn accept(&mut self, listener: Socket, token: Token) {
-        self.requests.push(Request::Accept(listener, token));
+        self.requests.push(Request::Accept(listener, Accept { token, is_multishot: true }));
+    }
+
+    fn accept_one(&mut self, listener: Socket, token: Token) {
+        self.requests.push(Request::Accept(listener, Accept { token, is_multishot: false }));
+    }
+
+    fn take_peer(&mut self, token: Token) -> Option<SocketAddr> {
+        let index = self.peers.iter().position(|(accepted, _)| *accepted == token)?;
+        Some(self.peers.swap_remove(index).1)
+    }
+
+    fn accepted(&self, result: u32) -> Socket {
+        Socket::Direct(result)
     }
 
     fn connect(&mut self, address: SocketAddr, token: Token) -> Result<Socket, i32> {
         let mut world = self.state.borrow_mut();
-        let end = world.new_connection(Some(self.id));
+        let end = world.new_connection(Some(self.id), NOWHERE);
         let descriptor = add_ordinary(&mut world.rings[self.id.0], Thing::End(end));
         self.requests.push(Request::Connect(end, address, token));
         Ok(Socket::Ordinary(descriptor))
@@ -366,6 +415,14 @@ impl Ring for SimRing {
 
     fn receive(&mut self, socket: Socket, token: Token) {
         self.requests.push(Request::Receive(socket, token));
+    }
+
+    fn receive_once(&mut self, socket: Socket, token: Token) {
+        self.requests.push(Request::ReceiveOnce(socket, token));
+    }
+
+    fn poll(&mut self, socket: Socket, token: Token) {
+        self.requests.push(Request::Poll(socket, token));
     }
 
     fn send(&mut self, socket: Socket, data: Vec<u8>, token: Token) {
@@ -398,6 +455,7 @@ impl Ring for SimRing {
     fn turn(&mut self, _wait_us: u64, completions: &mut Vec<Completion>) {
         self.sent.clear();
         self.unsent.clear();
+        self.peers.clear();
         let requests = std::mem::take(&mut self.requests);
         let state = self.state.clone();
         let mut world = state.borrow_mut();

@@ -5,7 +5,7 @@
 //! which it was sent; a token is in `armed` exactly as long as its request can still complete.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 
 use super::{FaultRates, SimOptions};
@@ -46,7 +46,9 @@ pub(super) struct Sending {
 
 /// One side of a connection.
 pub(super) struct End {
-    peer: EndId,
+    pub(super) peer: EndId,
+    /// From where it connects; means nothing on the side that was connected to.
+    pub(super) address: SocketAddr,
     owner: Option<RingId>,
     phase: Phase,
     pub(super) inbound: VecDeque<u8>,
@@ -57,7 +59,9 @@ pub(super) struct End {
     sending: Option<Sending>,
     /// A send was asked for whose completion its owner has not seen.
     pub(super) send_unseen: bool,
+    /// The receive or poll that is armed.
     pub(super) receive: Option<Token>,
+    pub(super) receives_once: bool,
     pub(super) connect: Option<Token>,
 }
 
@@ -65,7 +69,14 @@ pub(super) struct Listener {
     pub(super) ring: RingId,
     address: SocketAddr,
     pub(super) pending: VecDeque<EndId>,
-    pub(super) accept: Option<Token>,
+    /// One multishot accept, or any number of others; the first is served first.
+    pub(super) accepts: VecDeque<Accept>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accept {
+    pub(super) token: Token,
+    pub(super) is_multishot: bool,
 }
 
 /// What an ordinary descriptor of a ring is.
@@ -80,6 +91,7 @@ pub(super) enum Armed {
     Accept(usize),
     Connect(EndId),
     Receive(EndId),
+    Poll(EndId),
     Send(EndId),
     Watch(RawFd),
 }
@@ -205,9 +217,7 @@ impl State {
         let posted = ring.posted.iter().any(|posted| posted.due_us <= self.now_us);
         posted
             || ring.armed.values().any(|armed| match armed {
-                Armed::Receive(end) => {
-                    !self.ends[*end].inbound.is_empty() || self.ends[*end].ended.is_some()
-                }
+                Armed::Receive(end) | Armed::Poll(end) => self.is_readable(*end),
                 Armed::Accept(listener) => {
                     let listener = self.listeners[*listener].as_ref();
                     listener.is_some_and(|listener| !listener.pending.is_empty())
@@ -242,18 +252,20 @@ impl State {
     }
 
     /// Makes both ends of a connection and sends the first towards `address`.
-    pub(super) fn dial(&mut self, address: SocketAddr) -> EndId {
-        let near = self.new_connection(None);
+    pub(super) fn dial(&mut self, from: IpAddr, address: SocketAddr) -> EndId {
+        let near = self.new_connection(None, from);
         self.open(near, address);
         near
     }
 
     /// Two ends, not connected yet; returns the near one, which belongs to `owner`.
-    pub(super) fn new_connection(&mut self, owner: Option<RingId>) -> EndId {
+    pub(super) fn new_connection(&mut self, owner: Option<RingId>, from: IpAddr) -> EndId {
         let near = self.ends.len();
+        let address = SocketAddr::new(from, 1_024 + (near % 60_000) as u16);
         for (owner, peer) in [(owner, near + 1), (None, near)] {
             self.ends.push(End {
                 peer,
+                address,
                 owner,
                 phase: Phase::Connecting,
                 inbound: VecDeque::new(),
@@ -263,6 +275,7 @@ impl State {
                 sending: None,
                 send_unseen: false,
                 receive: None,
+                receives_once: false,
                 connect: None,
             });
         }
@@ -280,7 +293,7 @@ impl State {
             ring,
             address,
             pending: VecDeque::new(),
-            accept: None,
+            accepts: VecDeque::new(),
         }));
         self.listeners.len() - 1
     }
@@ -319,6 +332,11 @@ impl State {
             self.schedule(due_us, Event::Room { end: peer });
         }
         bytes
+    }
+
+    /// A receive would yield something.
+    pub(super) fn is_readable(&self, end: EndId) -> bool {
+        !self.ends[end].inbound.is_empty() || self.ends[end].ended.is_some()
     }
 
     pub(super) fn is_finished(&self, end: EndId) -> bool {
@@ -575,7 +593,7 @@ impl State {
     }
 }
 
-fn unspecified(address: SocketAddr) -> std::net::IpAddr {
+fn unspecified(address: SocketAddr) -> IpAddr {
     match address {
         SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),

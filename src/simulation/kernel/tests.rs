@@ -63,6 +63,14 @@ impl Stage for Simulated {
         self.network.dial(address)
     }
 
+    fn dial_named(&mut self, address: SocketAddr) -> (ClientSocket, SocketAddr) {
+        self.port += 1;
+        let from = IpAddr::V4([10, 7, 0, self.port as u8].into());
+        let client = self.network.dial_from(from, address);
+        let name = client.address();
+        (client, name)
+    }
+
     fn pump(&mut self, completions: &mut Vec<Completion>) {
         step(&self.network);
         self.ring.turn(0, completions);
@@ -112,10 +120,13 @@ fn passes_the_scenarios_of_the_kernel() {
             scenario::connect_refused(&mut make(seed));
             scenario::link_to_itself(&mut make(seed));
             scenario::cancelled_receive(&mut make(seed));
+            scenario::cancelled_poll(&mut make(seed));
+            scenario::polled_and_received(&mut make(seed));
             scenario::cancelled_send_and_reset(&mut make(seed));
             scenario::close_ends_a_send(&mut make(seed));
             scenario::orderly_close_reaches_the_client(&mut make(seed));
             scenario::stale_token_after_close(&mut make(seed));
+            scenario::accepted_one_by_one(&mut make(seed));
         }
         scenario::large_send_to_a_slow_reader(&mut make(1));
     }

@@ -21,6 +21,7 @@ pub enum Said {
     Acknowledge { convo: String, seq: u64, kind: Watermark },
     Sync,
     Ping,
+    Group { convo: String },
 }
 
 /// See the module.

@@ -28,7 +28,7 @@ pub struct Around<'a> {
 #[derive(Clone, Debug)]
 struct Outgoing {
     id: String,
-    to: String,
+    convo: String,
     body: String,
     /// Not to be said again before; `None`: it is said and may be answered.
     say_after_us: Option<u64>,
@@ -45,6 +45,9 @@ pub struct Device {
     sent_count: u64,
     seen: BTreeMap<String, BTreeSet<u64>>,
     receipts: BTreeMap<(String, String, String), u64>,
+    /// By conversation, kind and seq: the last count, of how many, and the group's
+    /// version then.
+    tallies: BTreeMap<(String, String, u64), (u64, u64, u64)>,
     replaced_count: u64,
 }
 
@@ -59,6 +62,7 @@ impl Device {
             sent_count: 0,
             seen: BTreeMap::new(),
             receipts: BTreeMap::new(),
+            tallies: BTreeMap::new(),
             replaced_count: 0,
         }
     }
@@ -106,10 +110,16 @@ impl Device {
 
     /// Sends a message to a user.
     pub fn send(&mut self, to: &str, size: usize, around: &mut Around) {
+        let convo = direct(&self.user, to);
+        self.post(&convo, size, around);
+    }
+
+    /// Sends a message to a conversation.
+    pub fn post(&mut self, convo: &str, size: usize, around: &mut Around) {
         self.sent_count += 1;
         let id = format!("{}-{}-{}", self.user, self.device, self.sent_count);
         let body = format!("{id} {}", "x".repeat(size));
-        let outgoing = Outgoing { id, to: to.into(), body, say_after_us: Some(0) };
+        let outgoing = Outgoing { id, convo: convo.into(), body, say_after_us: Some(0) };
         self.unanswered.push_back(outgoing);
         self.say_due(around);
     }
@@ -123,11 +133,19 @@ impl Device {
                 continue;
             }
             outgoing.say_after_us = None;
-            let Outgoing { id, to, body, .. } = outgoing;
-            let convo = direct(&self.user, to).to_string();
-            let said = Said::Send { id: id.clone(), convo };
-            connection.say(json!({"t": "send", "to": to, "id": id, "body": body}), said);
+            let Outgoing { id, convo, body, .. } = outgoing;
+            let said = Said::Send { id: id.clone(), convo: convo.clone() };
+            connection.say(json!({"t": "send", "convo": convo, "id": id, "body": body}), said);
         }
+    }
+
+    /// Asks something of a group, once: whether it happened, the log will tell.
+    pub fn ask_group(&mut self, op: &str, convo: &str, members: &[&str], admin: bool) {
+        let Some(connection) = self.connection.as_mut().filter(|it| it.is_open) else { return };
+        let role = if admin { "admin" } else { "member" };
+        let (t, convo) = (format!("group.{op}"), convo.to_owned());
+        let frame = json!({"t": t, "convo": convo, "members": members, "role": role});
+        connection.say(frame, Said::Group { convo });
     }
 
     /// Acknowledges everything it has, where that is more than it said on this connection.
@@ -152,7 +170,8 @@ impl Device {
     /// Asks for everything behind, or by name from its watermarks less `back`.
     pub fn sync(&mut self, back: Option<u64>, around: &mut Around) {
         let mut convos = serde_json::Map::new();
-        for convo in self.seen.keys() {
+        let named = self.seen.keys().filter(|convo| around.ledger.is_member(&self.user, convo));
+        for convo in named {
             let seq = self.watermark(convo, around.ledger).saturating_sub(back.unwrap_or(0));
             convos.insert(convo.clone(), seq.into());
         }
@@ -213,15 +232,17 @@ impl Device {
 
     /// Everything it is to have of a conversation, up to the head of the log, it has seen.
     pub fn missing(&self, ledger: &Ledger) -> Option<(String, u64, u64)> {
-        ledger.conversations_of(&self.user).into_iter().find_map(|convo| {
-            let (watermark, head) = (self.watermark(&convo, ledger), ledger.head(&convo));
+        ledger.conversations_heard_by(&self.user).into_iter().find_map(|convo| {
+            let (_, head) = ledger.range(&self.user, &convo);
+            let watermark = self.watermark(&convo, ledger);
             (watermark < head).then(|| (convo.to_string(), watermark, head))
         })
     }
 
     /// The highest seq up to which it has everything.
     pub fn watermark(&self, convo: &str, ledger: &Ledger) -> u64 {
-        let start = ledger.start(&self.user, &self.device, convo);
+        let joined = ledger.range(&self.user, convo).0;
+        let start = ledger.start(&self.user, &self.device, convo).max(joined - 1);
         let Some(seen) = self.seen.get(convo) else { return start };
         let later = seen.range(start + 1..).zip(start + 1..);
         start + later.take_while(|(seq, expected)| *seq == expected).count() as u64
@@ -281,6 +302,7 @@ impl Device {
             "receipt" => self.take_receipt(frame, around),
             "synced" => self.take_synced(frame, around),
             "pong" => self.take_pong(frame, around),
+            "group" => self.take_group(frame, around),
             "error" => self.take_error(frame, around),
             "goaway" => {
                 self.replaced_count += 1;
@@ -338,10 +360,66 @@ impl Device {
             _ => return Err(format!("{frame} is of no kind")),
         };
         around.witness.receipt(&convo, seq, kind, &by, around.ledger)?;
+        if frame["of"].is_u64() {
+            return self.take_tally(&convo, seq, kind, frame, around);
+        }
         let key = (convo, format!("{kind:?}"), by);
         let before = self.receipts.insert(key, seq).unwrap_or(0);
         if before > seq {
             return Err(format!("a receipt moves back from {before}: {frame}"));
+        }
+        Ok(())
+    }
+
+    /// How many have come to a message of a group: no more than durably have.
+    fn take_tally(
+        &mut self,
+        convo: &str,
+        seq: u64,
+        kind: Watermark,
+        frame: &Value,
+        around: &mut Around,
+    ) -> Verdict {
+        let (count, of) = (number(frame, "count")?, number(frame, "of")?);
+        let reached = around.ledger.reached_count(convo, seq, kind, &self.user);
+        if count > of || count > reached {
+            return Err(format!("{frame}, but durable is {reached}"));
+        }
+        let key = (convo.to_owned(), format!("{kind:?}"), seq);
+        let version = around.ledger.version(convo);
+        let before = self.tallies.insert(key, (count, of, version));
+        let falls = |(before, same_of, then): (u64, u64, u64)| {
+            then == version && same_of == of && before > count
+        };
+        if let Some((before, ..)) = before.filter(|before| falls(*before)) {
+            return Err(format!("a count falls from {before}: {frame}"));
+        }
+        Ok(())
+    }
+
+    /// The last count that it heard for a message of a group.
+    pub fn tally(&self, convo: &str, kind: Watermark, seq: u64) -> u64 {
+        let key = (convo.to_owned(), format!("{kind:?}"), seq);
+        self.tallies.get(&key).map_or(0, |(count, ..)| *count)
+    }
+
+    /// A group as it durably was at some time.
+    fn take_group(&mut self, frame: &Value, around: &mut Around) -> Verdict {
+        let reference = frame["ref"].as_i64().ok_or_else(|| format!("{frame} has no ref"))?;
+        let connection = self.connection.as_mut().expect("it heard this");
+        let said = connection.answered(reference)?;
+        let (convo, version) = (text(frame, "convo")?, number(frame, "version")?);
+        if said != (Said::Group { convo: convo.clone() }) {
+            return Err(format!("{said:?} is answered by {frame}"));
+        }
+        let durable = around.ledger.version(&convo);
+        if version > durable {
+            return Err(format!("{frame} is beyond the durable version {durable}"));
+        }
+        let members: Vec<&str> =
+            frame["members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if version == durable && members != around.ledger.members(&convo) {
+            return Err(format!("{frame}: in it are {:?}", around.ledger.members(&convo)));
         }
         Ok(())
     }
@@ -371,6 +449,8 @@ impl Device {
                 return Err(format!("the pong {reference} overtakes {said:?}"));
             };
             let durable = around.ledger.acknowledged(&self.user, &self.device, &convo, kind);
+            // What was there before he joined is none of his, and needs no record.
+            let durable = durable.max(around.ledger.range(&self.user, &convo).0 - 1);
             if durable < seq {
                 return Err(format!("{kind:?} {seq} of {convo} is done, durable is {durable}"));
             }
@@ -382,8 +462,19 @@ impl Device {
         let reference = frame["ref"].as_i64().ok_or_else(|| format!("{frame} has no ref"))?;
         let connection = self.connection.as_mut().expect("it heard this");
         let said = connection.answered(reference)?;
-        if text(frame, "code")? != "unavailable" {
-            return Err(format!("{said:?} is refused: {frame}"));
+        let code = text(frame, "code")?;
+        let outside = matches!(code.as_str(), "not_member" | "no_such_convo");
+        match &said {
+            _ if code == "unavailable" => {}
+            Said::Group { .. } if outside || code == "forbidden" => return Ok(()),
+            Said::Sync if outside => return Ok(()),
+            Said::Send { id, convo } if outside && !convo.starts_with("dm:") => {
+                self.unanswered.retain(|outgoing| outgoing.id != *id);
+                let accepted = around.ledger.is_accepted(convo, &self.user, id);
+                let why = format!("{id} is in {convo} and refused: {frame}");
+                return if accepted { Err(why) } else { Ok(()) };
+            }
+            _ => return Err(format!("{said:?} is refused: {frame}")),
         }
         let again_us = around.network.now_us() + frame["retry_ms"].as_u64().unwrap_or(0) * 1_000;
         if let Said::Send { id, .. } = said {
@@ -415,7 +506,7 @@ fn told(frame: &Value, from: &str, body: Option<String>) -> Result<Told, String>
         mid: mid.parse().map_err(|_| format!("{mid} is no mid"))?,
         ts: number(frame, "ts")?,
         from: from.to_owned(),
-        id: text(frame, "id")?,
+        id: if frame["kind"] == "system" { String::new() } else { text(frame, "id")? },
         body: body.map(String::into_bytes),
     })
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::link::message::Watermark;
-use crate::link::record::{ConversationName, Cursor, Id, Message, Record};
+use crate::link::record::{ConversationName, Cursor, GroupRole, Id, Member, Message, Record};
 use crate::link::wire::{Reader, Wire};
 use crate::simulation::disk::{DurableWrite, SimDisk};
 use crate::store::log_format::{BLOCK_SIZE, Commit, decode_commit, decode_segment_header};
@@ -30,6 +30,7 @@ pub struct Ledger {
     /// Where a device stood when it became known.
     starts: BTreeMap<Place, u64>,
     devices: BTreeMap<Id, BTreeSet<Id>>,
+    groups: BTreeMap<ConversationName, Membership>,
     fanned_out: u64,
     epoch: u64,
     last_mid: u64,
@@ -67,13 +68,101 @@ impl Ledger {
         self.messages.get(convo).map_or(0, |messages| messages.len() as u64)
     }
 
-    /// Conversations of a user that have messages.
+    /// Conversations of a user that have messages; not the groups that he has left.
     pub fn conversations_of(&self, user: &str) -> Vec<ConversationName> {
         let names = self.messages.keys();
-        names
-            .filter(|convo| members(convo).iter().any(|member| **member == *user))
-            .cloned()
-            .collect()
+        names.filter(|convo| self.is_member(user, convo)).cloned().collect()
+    }
+
+    /// The same, with the groups that he has left.
+    pub fn conversations_heard_by(&self, user: &str) -> Vec<ConversationName> {
+        let heard = |convo: &&ConversationName| match self.groups.get(*convo) {
+            Some(group) => group.stay(user).is_some(),
+            None => direct_members(convo).contains(&user),
+        };
+        self.messages.keys().filter(heard).cloned().collect()
+    }
+
+    /// Whether this send is in the log.
+    pub fn is_accepted(&self, convo: &str, user: &str, id: &str) -> bool {
+        self.ids.contains(&(convo.into(), user.into(), id.into()))
+    }
+
+    /// The durable version of a group; 0: there is none.
+    pub fn version(&self, convo: &str) -> u64 {
+        self.groups.get(convo).map_or(0, |group| group.version)
+    }
+
+    /// Of all who ever were in the group, but for `user`: who has come to `seq`, or joined later.
+    pub fn reached_count(&self, convo: &str, seq: u64, kind: Watermark, user: &str) -> u64 {
+        let Some(group) = self.groups.get(convo) else { return 0 };
+        let others = group.stays.keys().filter(|other| &***other != user);
+        let reached = others.filter(|other| {
+            let begins_after = self.range(other, convo).0 - 1;
+            self.watermark(other, convo, kind).max(begins_after) >= seq
+        });
+        reached.count() as u64
+    }
+
+    /// The last message of a user in a conversation; 0: there is none.
+    pub fn last_of(&self, convo: &str, user: &str) -> u64 {
+        let messages = self.messages.get(convo).into_iter().flatten().rev();
+        let own = |message: &&Message| *message.from == *user && !message.is_system();
+        messages.map(|(_, message)| message).find(own).map_or(0, |message| message.seq)
+    }
+
+    /// Whether the user is in the conversation, durably.
+    pub fn is_member(&self, user: &str, convo: &str) -> bool {
+        match self.groups.get(convo) {
+            Some(group) => group.stay(user).is_some_and(|(_, left)| left.is_none()),
+            None => direct_members(convo).contains(&user),
+        }
+    }
+
+    /// Who is in the conversation, durably.
+    pub fn members<'a>(&'a self, convo: &'a str) -> Vec<&'a str> {
+        match self.groups.get(convo) {
+            Some(group) => {
+                let users = group.stays.keys().map(|user| &**user);
+                users.filter(|user| self.is_member(user, convo)).collect()
+            }
+            None => direct_members(convo),
+        }
+    }
+
+    /// Whether the message is for the user: he was in the conversation then.
+    pub fn is_for(&self, user: &str, convo: &str, seq: u64) -> bool {
+        match self.groups.get(convo) {
+            Some(group) => group.was_in(user, seq),
+            None => direct_members(convo).contains(&user),
+        }
+    }
+
+    /// What the user sees of a conversation: from the first seq to the last one, both his.
+    pub fn range(&self, user: &str, convo: &str) -> (u64, u64) {
+        let stay = self.groups.get(convo).and_then(|group| group.stay(user));
+        let (joined, left) = stay.unwrap_or((1, None));
+        (joined, left.unwrap_or_else(|| self.head(convo)))
+    }
+
+    /// The rows of a change say what its message says.
+    fn check_group(&self, convo: &str, version: u64, rows: &[Member]) -> Verdict {
+        let group = &self.groups[convo];
+        if version != group.version {
+            return Err(format!("{convo} has version {version}, not {}", group.version));
+        }
+        for row in rows {
+            let stay = row.last_stay();
+            let said = (stay.joined, Some(stay.left).filter(|left| *left != 0));
+            if group.stay(&row.user) != Some(said) || row.version != version {
+                return Err(format!("{convo}: {row:?} is {:?}", group.stay(&row.user)));
+            }
+        }
+        let owners = rows.iter().filter(|row| row.role == GroupRole::Owner && row.is_in());
+        if owners.count() > 1 {
+            return Err(format!("{convo} has two owners"));
+        }
+        Ok(())
     }
 
     /// Where a device begins in a conversation: what is older it does not get by itself.
@@ -145,6 +234,11 @@ impl Ledger {
     fn take_record(&mut self, lsn: u64, record: Record) -> Verdict {
         match record {
             Record::Message { message } => self.take_message(lsn, message),
+            Record::Group { message, version, members } => {
+                let convo = message.convo.clone();
+                self.take_message(lsn, message)?;
+                self.check_group(&convo, version, &members)
+            }
             Record::Cursors { cursors } => {
                 cursors.into_iter().try_for_each(|cursor| self.take_cursor(cursor))
             }
@@ -179,11 +273,14 @@ impl Ledger {
         if *mid <= self.last_mid || *ts < self.last_ts {
             return Err(format!("mid {mid} or ts {ts} of {convo} {seq} falls"));
         }
-        if !members(convo).contains(&&**from) {
-            return Err(format!("{from} is no member of {convo}"));
-        }
-        if !self.ids.insert((convo.clone(), from.clone(), id.clone())) {
+        if message.is_system() {
+            let groups = self.groups.entry(convo.clone()).or_default();
+            groups.take(&message).map_err(|wrong| format!("{convo} {seq}: {wrong}"))?;
+        } else if !self.ids.insert((convo.clone(), from.clone(), id.clone())) {
             return Err(format!("{id} of {from} is in {convo} twice, again at {seq}"));
+        }
+        if !self.is_for(from, convo, *seq) {
+            return Err(format!("{from} is no member of {convo}"));
         }
         (self.last_mid, self.last_ts) = (*mid, *ts);
         self.messages.entry(convo.clone()).or_default().push((lsn, message));
@@ -225,7 +322,16 @@ impl Ledger {
         if passed == 0 {
             return Ok(());
         }
-        for user in members(convo) {
+        let everybody: Vec<&str> = match self.groups.get(convo) {
+            Some(group) => group.stays.keys().map(|user| &**user).collect(),
+            None => direct_members(convo),
+        };
+        for user in everybody {
+            let (joined, last) = self.range(user, convo);
+            let passed = passed.min(last);
+            if passed < joined {
+                continue;
+            }
             let nobody = BTreeSet::from([Id::from("")]);
             for device in self.devices.get(user).unwrap_or(&nobody) {
                 let cursor = self.cursors.get(&(user.into(), device.clone(), convo.clone()));
@@ -246,8 +352,52 @@ impl Ledger {
     }
 }
 
+/// A group's members, by what its system messages say, and nothing else.
+#[derive(Default)]
+struct Membership {
+    version: u64,
+    /// When each came and, if so, went.
+    stays: BTreeMap<Id, Vec<(u64, Option<u64>)>>,
+}
+
+impl Membership {
+    fn stay(&self, user: &str) -> Option<(u64, Option<u64>)> {
+        self.stays.get(user)?.last().copied()
+    }
+
+    fn was_in(&self, user: &str, seq: u64) -> bool {
+        let mut stays = self.stays.get(user).into_iter().flatten();
+        stays.any(|(joined, left)| *joined <= seq && left.is_none_or(|left| seq <= left))
+    }
+
+    fn take(&mut self, message: &Message) -> Verdict {
+        let body: serde_json::Value =
+            serde_json::from_slice(message.body.bytes()).map_err(|error| error.to_string())?;
+        let op = body["op"].as_str().unwrap_or_default();
+        let users = body["users"].as_array().cloned().unwrap_or_default();
+        let users: Vec<&str> = users.iter().filter_map(|user| user.as_str()).collect();
+        if users.is_empty() || (op == "create") != (message.seq == 1) {
+            return Err(format!("a system message says {body}"));
+        }
+        self.version += 1;
+        for user in users {
+            let is_in = self.stay(user).is_some_and(|(_, left)| left.is_none());
+            let stays = self.stays.entry(user.into()).or_default();
+            match (op, is_in) {
+                ("create" | "add", false) => stays.push((message.seq, None)),
+                ("remove" | "leave", true) => {
+                    stays.last_mut().expect("he is in").1 = Some(message.seq);
+                }
+                ("role", true) => {}
+                _ => return Err(format!("{op} of {user}, who is in: {is_in}")),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The two of a direct conversation, or the one.
-pub fn members(convo: &str) -> Vec<&str> {
+pub fn direct_members(convo: &str) -> Vec<&str> {
     let plain = convo.strip_prefix("dm:").and_then(|names| names.split_once(':'));
     match plain {
         Some((first, second)) if first == second => vec![first],

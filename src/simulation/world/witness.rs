@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ledger::{Ledger, Verdict, members};
+use super::ledger::{Ledger, Verdict};
 use crate::link::message::Watermark;
 use crate::link::record::Body;
 
@@ -47,8 +47,8 @@ impl Witness {
     /// A client hears `msg`: it is for him, and durable.
     pub fn message(&mut self, user: &str, told: &Told, ledger: &Ledger) -> Verdict {
         self.message_count += 1;
-        if !members(&told.convo).contains(&user) {
-            return Err(format!("{user} hears of {}", told.convo));
+        if !ledger.is_for(user, &told.convo, told.seq) {
+            return Err(format!("{user} hears {} {}", told.convo, told.seq));
         }
         check_durable("msg", told, ledger)
     }

@@ -84,7 +84,7 @@ fn a_ping_waits_for_earlier_operations_and_blocks_none() {
 #[test]
 fn rejected_frames_and_later_operations_are_answered_at_once() {
     let mut stage = Stage::with_clients(&[0]);
-    stage.say(0, r#"{"t":"group.info","ref":1,"convo":"team"}"#);
+    stage.say(0, r#"{"t":"convo.set","ref":1,"convo":"team"}"#);
     stage.say(0, r#"{"t":"dance","ref":2}"#);
     stage.say(0, r#"{"t":"send","ref":3,"id":"c","to":"b"}"#);
     stage.say(0, "garbage");
@@ -147,7 +147,7 @@ fn pages_and_lists_are_asked_for_and_answered() {
     stage.entry(ToEdge::Conversations { to: list, rows: Vec::new() });
     let page = stage.number_of(|message| word(message) == "history 9");
     let convo = "dm:alice:bob".into();
-    stage.entry(ToEdge::Page { to: page, convo, messages: Vec::new() });
+    stage.entry(ToEdge::Page { to: page, convo, messages: Vec::new(), first: 1 });
     let wanted = [("convos", Some(2)), ("page", Some(1))];
     assert_eq!(stage.heard_briefly(0), brief(&wanted));
 }

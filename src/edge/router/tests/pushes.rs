@@ -109,7 +109,7 @@ fn receipts_and_replacement() {
     let mut stage = Stage::with_clients(&[0]);
     let target = stage.target(0, 1);
     let (convo, by, watermark) = ("team".into(), "bob".into(), Watermark::Delivered);
-    stage.entry(ToEdge::Receipt { target, convo, seq: 2, watermark, by });
+    stage.entry(ToEdge::Receipt { target, convo, seq: 2, watermark, by, tally: None });
     stage.entry(ToEdge::Replaced { target });
     assert_eq!(
         stage.heard(0),

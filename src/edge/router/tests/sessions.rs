@@ -198,3 +198,27 @@ fn a_superseded_sequencer_is_refused_and_not_heard() {
     stage.entry(ToEdge::Serving { epoch: 8 });
     assert!(!stage.router.refuses_sequencer());
 }
+
+#[test]
+fn a_change_of_a_group_is_not_asked_again_of_another_life() {
+    let mut stage = Stage::with_clients(&[0]);
+    stage.say(0, r#"{"t":"group.add","ref":1,"convo":"team","members":["bob"]}"#);
+    stage.say(0, r#"{"t":"group.info","ref":2,"convo":"team"}"#);
+    stage.say(0, &send_frame(3, "a"));
+    stage.say(0, r#"{"t":"ping","ref":4}"#);
+    stage.script.full = true;
+    stage.say(0, r#"{"t":"group.remove","ref":5,"convo":"team","members":["bob"]}"#);
+    assert_eq!(stage.submitted(), ["group team", "group team", "send a"]);
+    stage.ended();
+    let heard = stage.heard(0);
+    assert_eq!(
+        (heard.len(), &heard[0]["ref"], &heard[0]["code"]),
+        (1, &1.into(), &"unavailable".into())
+    );
+    assert!(heard[0]["retry_ms"].is_u64());
+    stage.script.full = false;
+    stage.began();
+    // What never left the edge is asked: it has happened nowhere.
+    let asked = ["retell 0", "retold", "group team", "send a", "group team"];
+    assert_eq!(stage.submitted(), asked);
+}

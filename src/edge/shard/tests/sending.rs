@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_batch_of_pipelined_frames_is_answered_with_one_send() {
     let mut stage = Stage::new();
-    stage.open(7);
+    stage.open_busy(7);
     let batch: Vec<u8> =
         (0..200u8).flat_map(|byte| client_frame(Opcode::Binary, &[byte; 20])).collect();
     let token = stage.ring().receives[&Socket::Direct(7)];

@@ -99,6 +99,7 @@ impl World {
     fn turn_shard(&mut self) {
         let network = self.network.clone();
         self.shard.turn(&mut || Now { monotonic_us: network.now_us(), unix_ms: 0 });
+        self.shard.connections.check_ledger();
     }
 
     /// Lets time pass until nobody is connected; deadlines see to it that this comes.
