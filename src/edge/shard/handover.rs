@@ -116,9 +116,18 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         Ok(shard)
     }
 
-    /// The ring of a shard that stands still.
+    /// Its ring, for a shard that goes on over the same one: it must be done with the polls, too,
+    /// which another process would leave to the ring of the first.
     #[cfg(test)]
-    pub fn into_ring(self) -> R {
+    pub fn into_ring(mut self, clock: &mut dyn FnMut() -> Now) -> R {
+        let polls = |shard: &Self, id: &ConnectionId| {
+            shard.connections.get(*id).is_some_and(|it| it.flags.armed == Armed::Poll)
+        };
+        let ids = self.connections.ids();
+        ids.iter().filter(|id| polls(&self, id)).for_each(|id| self.ring.cancel(receive_token(*id)));
+        while ids.iter().any(|id| polls(&self, id)) {
+            self.turn_still(0, clock);
+        }
         self.ring
     }
 

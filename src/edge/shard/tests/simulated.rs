@@ -78,9 +78,10 @@ impl World {
         let spare = World::spare();
         let old = std::mem::replace(&mut self.shard, spare);
         let (options, listener) = (old.connections.options, old.listeners[0].socket);
+        let ring = old.into_ring(&mut clock);
         let now = Now { monotonic_us: self.network.now_us(), unix_ms: 0 };
         let state = (state.expect("of a shard").generations, connections);
-        let mut shard = Shard::restore(old.into_ring(), EchoApplication, options, now, state)
+        let mut shard = Shard::restore(ring, EchoApplication, options, now, state)
             .expect("the same size");
         shard.add_listener(listener);
         shard.move_on();
