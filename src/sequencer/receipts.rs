@@ -171,7 +171,8 @@ impl Receipts {
                 movers.push(risen.user.clone());
             }
         }
-        if risen.has_read {
+        // What was read before the reader joined is not his in this group.
+        if risen.has_read && risen.watermarks[1] > begins_after {
             self.readers.insert(risen.user, now[1]);
         }
     }
