@@ -123,9 +123,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         let polls = |shard: &Self, id: &ConnectionId| {
             shard.connections.get(*id).is_some_and(|it| it.flags.armed == Armed::Poll)
         };
-        let ids = self.connections.ids();
-        ids.iter().filter(|id| polls(&self, id)).for_each(|id| self.ring.cancel(receive_token(*id)));
-        while ids.iter().any(|id| polls(&self, id)) {
+        let ids: Vec<ConnectionId> = self.connections.ids();
+        let polling: Vec<_> = ids.into_iter().filter(|id| polls(&self, id)).collect();
+        polling.iter().for_each(|id| self.ring.cancel(receive_token(*id)));
+        while polling.iter().any(|id| polls(&self, id)) {
             self.turn_still(0, clock);
         }
         self.ring

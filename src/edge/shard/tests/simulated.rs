@@ -81,8 +81,8 @@ impl World {
         let ring = old.into_ring(&mut clock);
         let now = Now { monotonic_us: self.network.now_us(), unix_ms: 0 };
         let state = (state.expect("of a shard").generations, connections);
-        let mut shard = Shard::restore(ring, EchoApplication, options, now, state)
-            .expect("the same size");
+        let mut shard =
+            Shard::restore(ring, EchoApplication, options, now, state).expect("the same size");
         shard.add_listener(listener);
         shard.move_on();
         self.shard = shard;
