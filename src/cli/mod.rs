@@ -57,6 +57,7 @@ struct CommandLine {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process has one, once")]
 enum Command {
     /// Start everything on this machine: a store, a sequencer and an edge, watched and restarted.
     Up(UpSettings),

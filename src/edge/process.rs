@@ -56,6 +56,11 @@ struct Told {
 }
 
 impl Told {
+    fn new(registry: &Registry, part: Part, account: &Arc<Account>, shard: usize) -> Told {
+        let holder = Holder::new(Arc::clone(account), shard);
+        Told { metrics: Metrics::new(registry), part, holder }
+    }
+
     fn publish(&mut self, shard: &mut Shard<KernelRing, Chat>) {
         let (now_us, connections) = (shard.application().now_us(), shard.connection_count());
         self.holder.exchange(now_us, connections, shard.ledger());
@@ -124,11 +129,8 @@ fn serve(
     }
     let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
-    let capacity = capacity(&options);
-    let (connections, limit) = (capacity.connections(), capacity.limit());
-    let descriptors = options.descriptors.name();
-    tracing::info!(connections, limit, descriptors, "edge can hold");
-    let account = open_account(&options, &registry)?;
+    say_capacity(options);
+    let account = open_account(options, &registry)?;
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
     let mut orders = Vec::new();
@@ -141,11 +143,7 @@ fn serve(
             options: options.clone(),
             identities: identities.clone(),
             stop: stop.clone(),
-            told: Told {
-                metrics: Metrics::new(&registry),
-                part,
-                holder: Holder::new(Arc::clone(&account), index),
-            },
+            told: Told::new(&registry, part, &account, index),
             orders: ordered,
         };
         let (health, links, all) = (health.clone(), Arc::clone(&links), options.shards);
@@ -204,6 +202,13 @@ fn open_handover(
 
 fn capacity(options: &EdgeOptions) -> Capacity {
     Capacity::of_this_process(options.descriptors, options.shards)
+}
+
+fn say_capacity(options: &EdgeOptions) {
+    let capacity = capacity(options);
+    let (connections, limit) = (capacity.connections(), capacity.limit());
+    let descriptors = options.descriptors.name();
+    tracing::info!(connections, limit, descriptors, "edge can hold");
 }
 
 /// The shards' common account, under the budget of the options.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -10,6 +12,11 @@ use std::time::{Duration, Instant};
 
 /// How long everything may take to be ready.
 const READY: Duration = Duration::from_secs(30);
+/// Where the ports of the tests begin, how many a test program has, and for how many programs at a
+/// time: below the ports of outgoing connections.
+const PORT_FIRST: u16 = 5_000;
+const PORT_COUNT: u16 = 250;
+const PORT_RANGE_COUNT: u16 = 110;
 
 /// `aldis up` with its children. Ends them when dropped.
 pub struct Cluster {
@@ -124,19 +131,33 @@ impl Drop for Cluster {
     }
 }
 
-/// Free now, and not given to anyone else before it is taken: below the ports of outgoing
-/// connections, and another one for each caller in each test program. Two clusters on one port
-/// would share their clients, since edges listen with SO_REUSEPORT.
+/// Free now, and not given to anyone else before it is taken. Two clusters on one port would share
+/// their clients, since edges listen with SO_REUSEPORT.
 pub fn free_address() -> String {
+    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU16, Ordering};
+    static RANGE: OnceLock<(UnixListener, u16)> = OnceLock::new();
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 5_000 + (std::process::id() % 99) as u16 * 50;
+    let (_, first) = RANGE.get_or_init(port_range);
     loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 50;
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(next < PORT_COUNT, "this test program has used up its ports");
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", first + next)) {
             return listener.local_addr().expect("it is bound").to_string();
         }
     }
+}
+
+/// The first port of a range that no other test program on this machine uses, and what says so: a
+/// name that is taken as long as this process lives.
+fn port_range() -> (UnixListener, u16) {
+    let range = (0..PORT_RANGE_COUNT).find_map(|range| {
+        let name = format!("aldis-test-ports-{range}");
+        let address = SocketAddr::from_abstract_name(name).expect("a short name");
+        let taken = UnixListener::bind_addr(&address).ok()?;
+        Some((taken, PORT_FIRST + range * PORT_COUNT))
+    });
+    range.expect("fewer test programs than ranges")
 }
 
 /// Sends SIGKILL to a process that this test started.

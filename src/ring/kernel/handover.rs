@@ -17,7 +17,8 @@ const ROUNDS_MAX: usize = 64;
 
 impl KernelRing {
     /// A descriptor of each socket ([`super::Ring::accepted`]), in this order; the ring keeps its
-    /// own. The caller sees to it that there are not too many at a time for the limit of open files.
+    /// own. The caller sees to it that there are not too many at a time for the limit of open
+    /// files.
     pub fn descriptors_of(&mut self, slots: &[u32]) -> io::Result<Vec<OwnedFd>> {
         if self.descriptors == Descriptors::Ordinary {
             return slots.iter().map(|slot| duplicate(*slot as RawFd)).collect();
