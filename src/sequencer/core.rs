@@ -223,6 +223,9 @@ impl Sequencer {
 
     /// The microseconds until [`Sequencer::tick`] has something to do by itself, at most `max_us`.
     pub fn wait_us(&self, max_us: u64) -> u64 {
+        if self.appender.is_some() && self.fanout.has_more(self.now.monotonic_us) {
+            return 1;
+        }
         let gathers = !self.gathered.rows.is_empty();
         let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
         let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();

@@ -32,8 +32,9 @@ const GRACE_US: u64 = 1_000_000;
 const POSITION_US: u64 = 1_000_000;
 /// Targets of one push to an edge: an entry has its bound.
 const TARGET_COUNT_MAX: usize = 16_384;
-/// Records consumed in one turn at most, so that a long recovery leaves room for sends.
-const CONSUME_COUNT_MAX: usize = 4_096;
+/// Records consumed and users reached in one turn, about: neither a long recovery nor a large group
+/// holds up sends.
+const WORK_MAX: usize = 4_096;
 
 /// Where a message goes to: it is settled when the device's cursor says so.
 struct Target {
@@ -90,6 +91,8 @@ pub struct Fanout {
     /// of its users together.
     pushes: BTreeMap<PeerId, Vec<PushTarget>>,
     gathers: bool,
+    /// Records consumed and users reached in this turn.
+    work: usize,
 }
 
 impl Fanout {
@@ -153,6 +156,13 @@ impl Fanout {
         if self.read_next <= self.read_upto { None } else { self.fresh.pop_front() }
     }
 
+    /// There is something to consume in the next turn.
+    pub fn has_more(&self, now_us: u64) -> bool {
+        let is_read = self.read_next > self.read_upto;
+        let waits = !self.recovered.is_empty() || (is_read && !self.fresh.is_empty());
+        waits && !self.is_paused(now_us)
+    }
+
     /// The last position that is logged, or on its way into the log.
     pub fn logged(&self) -> u64 {
         self.logged
@@ -183,10 +193,11 @@ impl Sequencer {
     pub(super) fn advance_fanout(&mut self, out: &mut dyn Outlet) {
         self.give_up_absent();
         if !self.fanout.is_paused(self.now.monotonic_us) {
-            for _ in 0..CONSUME_COUNT_MAX {
-                let Some((lsn, record)) = self.fanout.next() else {
-                    break;
-                };
+            self.fanout.work = 0;
+            while self.fanout.work < WORK_MAX
+                && let Some((lsn, record)) = self.fanout.next()
+            {
+                self.fanout.work += 1;
                 self.consume(lsn, record, out);
             }
         }
@@ -244,6 +255,7 @@ impl Sequencer {
         message: &Rc<Message>,
         out: &mut dyn Outlet,
     ) {
+        self.fanout.work += users.len();
         self.fanout.gathers = true;
         for user in users {
             self.with_user(user.clone(), Task::Fan(lsn, message.clone()), out);
