@@ -16,13 +16,14 @@ use clap::{Parser, Subcommand};
 use crate::chat::{self, Chat, ChatOptions};
 use crate::crowd::base_36;
 use crate::echo::{self, Echo, EchoOptions};
+use crate::fanout::{self, Fanout, FanoutOptions};
 use crate::fleet::Clock;
 use crate::kernel;
 use crate::report::{Report, page};
 use crate::run::{self, Plan};
 use flags::{
-    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, IdleFlags, MillionFlags, OutputFlags, SlowFlags,
-    StormFlags,
+    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, FanoutFlags, IdleFlags, MillionFlags,
+    OutputFlags, SlowFlags, StormFlags,
 };
 
 /// Descriptors for other things than connections.
@@ -53,6 +54,8 @@ enum Mode {
     /// Pairs of users write to each other (`aldis up`). Open loop: latencies count from when a
     /// message was to be sent, so that a server that stalls cannot hide it.
     Chat(ChatFlags),
+    /// Groups: one member of each writes, the others hear it. Open loop.
+    Fanout(FanoutFlags),
     /// Connections that keep still: what one costs, and what messages beside them are like.
     Idle(IdleFlags),
     /// All connections are cut at once: how they come back, and what others feel meanwhile.
@@ -91,6 +94,10 @@ fn dispatch(mode: Mode) -> anyhow::Result<Report> {
         Mode::Chat(flags) => {
             let output = flags.common.output.clone();
             (run_chat(flags)?, output)
+        }
+        Mode::Fanout(flags) => {
+            let output = flags.common.output.clone();
+            (run_fanout(flags)?, output)
         }
         Mode::Idle(flags) => {
             let output = flags.crowd.output.clone();
@@ -150,6 +157,27 @@ fn run_chat(flags: ChatFlags) -> anyhow::Result<Report> {
         Chat::new(ChatOptions { run: run.clone(), size, rate: rate * share }, positions)
     })?;
     Ok(Report::new("chat", &plan, Some(rate), outcome))
+}
+
+fn run_fanout(flags: FanoutFlags) -> anyhow::Result<Report> {
+    let FanoutFlags { common, members, rate, size } = flags;
+    check_size(size)?;
+    check_rate(rate)?;
+    if !fanout::MEMBERS.contains(&members) {
+        let (least, most) = (fanout::MEMBERS.start(), fanout::MEMBERS.end());
+        bail!("--members must be from {least} to {most}");
+    }
+    if !common.connections.is_multiple_of(members) {
+        bail!("--connections must be a multiple of --members ({members}): whole groups");
+    }
+    let plan = plan(&common, members)?;
+    let run = run_name();
+    let outcome = run::run(&plan, |positions| {
+        let share = positions.len() as f64 / common.connections as f64;
+        let (run, rate) = (run.clone(), rate * share);
+        Fanout::new(FanoutOptions { run, size, rate, members }, positions)
+    })?;
+    Ok(Report::new("fanout", &plan, Some(rate), outcome))
 }
 
 fn check_size(size: usize) -> anyhow::Result<()> {
@@ -226,7 +254,7 @@ mod tests {
     fn the_flags_that_others_rely_on_are_there() {
         let common = "--target 127.0.0.1:1 --connections 4 --seconds 0.5 --json f --html f";
         assert!(parse(&format!("echo {common}")).is_ok());
-        for mode in ["chat", "idle", "storm", "churn", "slow", "million"] {
+        for mode in ["chat", "fanout", "idle", "storm", "churn", "slow", "million"] {
             let parsed = parse(&format!("{mode} {common} --rate 100"));
             assert!(parsed.is_ok(), "{mode}: {:?}", parsed.err());
         }

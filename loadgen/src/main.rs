@@ -9,6 +9,7 @@ mod churn;
 mod command;
 mod crowd;
 mod echo;
+mod fanout;
 mod fleet;
 mod idle;
 mod kernel;

@@ -115,6 +115,20 @@ fn chat_accounts_for_every_message_to_its_receipt() {
 }
 
 #[test]
+fn fanout_accounts_for_every_member_of_every_group() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let data = data.path().to_str().expect("a name in UTF-8");
+    let server = Server::start(&["up", "--shards", "1", "--data", data], "ready");
+    let arguments = ["--connections", "40", "--members", "20", "--rate", "50"];
+    let times = ["--seconds", "1.5", "--warmup", "0.5"];
+    let (_, report) = server.load("fanout", &[&arguments[..], &times].concat());
+    let accounts = &report["accounts"];
+    assert_eq!(accounts["sent"], 100, "{accounts}");
+    assert_eq!(accounts["acknowledged"], 100, "{accounts}");
+    assert_eq!(accounts["delivered"], 100 * 19, "{accounts}");
+}
+
+#[test]
 fn a_server_that_dies_under_load_is_a_failure_and_is_reported() {
     let data = tempfile::tempdir().expect("a temporary directory");
     let (json, html) = (data.path().join("r.json"), data.path().join("r.html"));

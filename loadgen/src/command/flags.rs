@@ -71,6 +71,21 @@ pub struct ChatFlags {
     pub size: usize,
 }
 
+#[derive(Args)]
+pub struct FanoutFlags {
+    #[command(flatten)]
+    pub common: CommonFlags,
+    /// Members of a group, the one who writes included; --connections is a multiple of it.
+    #[arg(long, value_name = "M", default_value_t = 100)]
+    pub members: usize,
+    /// Messages per second, into all groups together.
+    #[arg(long, value_name = "R", default_value_t = 100.0)]
+    pub rate: f64,
+    /// Bytes of a body.
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    pub size: usize,
+}
+
 /// What all commands with a crowd have in common.
 #[derive(Args, Clone)]
 pub struct CrowdFlags {
