@@ -65,6 +65,8 @@ struct Group {
     synced_count: usize,
     /// When each message was to be sent.
     intended_ns: Vec<u64>,
+    /// The place that each of them has for whoever heard of it first; 0: nobody did.
+    seqs: Vec<u64>,
     answers: Order,
     answered_count: u64,
     /// Places that were confirmed, the first one included.
@@ -98,7 +100,8 @@ struct Incoming<'a> {
 }
 
 impl Fanout {
-    /// For the connections whose places among all are `positions`: group by group, the writer first.
+    /// For the connections whose places among all are `positions`: group by group, the writer
+    /// first.
     pub fn new(options: FanoutOptions, positions: Range<usize>) -> Fanout {
         let first_group = positions.start / options.members;
         let group = |index: usize| Group {
@@ -159,6 +162,7 @@ impl Fanout {
         let group = &mut self.groups[index];
         let number = group.intended_ns.len();
         group.intended_ns.push(intended_ns);
+        group.seqs.push(0);
         self.accounts.sent += 1;
         self.frame.clear();
         let (name, filling) = (&group.name, &self.filling);
@@ -173,8 +177,7 @@ impl Fanout {
         }
     }
 
-    /// The writer heard that a message has its place, which is one behind its number's: nobody else
-    /// writes, and the group's making was the first.
+    /// The writer heard which place a message has.
     fn sent(&mut self, index: usize, incoming: &Incoming, now_ns: u64) {
         let group = &mut self.groups[index / self.options.members];
         let known = group.known(incoming);
@@ -186,6 +189,8 @@ impl Fanout {
             return;
         }
         group.answered_count += 1;
+        self.accounts.reordered += u64::from(seq <= group.confirmed_count);
+        self.accounts.corrupted += u64::from(!group.agrees(number, seq));
         group.confirmed_count = group.confirmed_count.max(seq);
         self.accounts.acknowledged += 1;
         if self.is_measured(intended_ns) {
@@ -195,13 +200,15 @@ impl Fanout {
 
     fn heard(&mut self, index: usize, incoming: &Incoming, now_ns: u64) {
         let is_system = incoming.kind.as_deref() == Some("system");
-        let group = &self.groups[index / self.options.members];
+        let group = &mut self.groups[index / self.options.members];
         let known = if is_system { Some((0, 0)) } else { group.known(incoming) };
         let (Some((number, intended_ns)), Some(seq)) = (known, incoming.seq.filter(|seq| *seq > 0))
         else {
             self.accounts.corrupted += 1;
             return;
         };
+        let disagrees = !is_system && !group.agrees(number, seq);
+        self.accounts.corrupted += u64::from(disagrees);
         let member = &mut self.members[index];
         if member.heard_seq == member.acknowledged_seq {
             self.unacknowledged.push(index);
@@ -261,6 +268,15 @@ impl Fanout {
 }
 
 impl Group {
+    /// Whether a message has the place that others heard of.
+    fn agrees(&mut self, number: u64, seq: u64) -> bool {
+        let known = &mut self.seqs[number as usize];
+        if *known == 0 {
+            *known = seq;
+        }
+        *known == seq
+    }
+
     /// The number of the message that a frame is about, and when that was to be sent.
     fn known(&self, incoming: &Incoming) -> Option<(u64, u64)> {
         let number: u64 = incoming.id.as_deref()?.parse().ok()?;
@@ -284,6 +300,8 @@ impl Conversation for Fanout {
             ("group", true) => self.ready_count += 1,
             ("sent", true) => self.sent(index, &incoming, now_ns),
             ("msg", false) => self.heard(index, &incoming, now_ns),
+            // He made the group, and hears so as well.
+            ("msg", true) if is_making(&incoming) => {}
             ("error", _) => self.refused(index, &incoming),
             ("sent" | "msg" | "group", _) => self.accounts.corrupted += 1,
             _ => {}
@@ -373,6 +391,10 @@ impl Workload for Fanout {
     }
 }
 
+fn is_making(incoming: &Incoming) -> bool {
+    incoming.kind.as_deref() == Some("system") && incoming.seq == Some(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,8 +411,11 @@ mod tests {
             fanout.message(index, br#"{"t":"synced","convos":{}}"#, 0, &mut outboxes);
         }
         for index in 0..6 {
-            let made = if index % 3 == 0 { r#"{"t":"group","convo":"c"}"# } else { MADE };
-            fanout.message(index, made.as_bytes(), 0, &mut outboxes);
+            fanout.message(index, MADE.as_bytes(), 0, &mut outboxes);
+            if index % 3 == 0 {
+                let group = br#"{"t":"group","convo":"c"}"#;
+                fanout.message(index, group, 0, &mut outboxes);
+            }
         }
         assert!(fanout.is_ready());
         let schedule =
@@ -444,5 +469,16 @@ mod tests {
         let accounts = fanout.finish().accounts;
         assert_eq!((accounts.gaps, accounts.reordered, accounts.duplicated), (1, 1, 1));
         assert_eq!((accounts.corrupted, accounts.lost, accounts.unanswered), (2, 1, 7));
+    }
+
+    #[test]
+    fn one_message_in_two_places_is_noticed() {
+        let (mut fanout, mut outboxes) = begun();
+        fanout.drive(1_250_000_000, &mut outboxes);
+        hear(&mut fanout, 0, r#"{"t":"sent","id":"0","seq":3}"#);
+        hear(&mut fanout, 0, r#"{"t":"sent","id":"1","seq":2}"#);
+        hear(&mut fanout, 1, &message(0, 2));
+        let accounts = fanout.accounts;
+        assert_eq!((accounts.reordered, accounts.corrupted), (1, 1));
     }
 }

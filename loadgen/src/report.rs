@@ -154,6 +154,11 @@ pub struct Phase {
     pub to_s: f64,
 }
 
+/// What `rate` counts: what was heard, by each who heard it.
+pub fn rate_unit(&self) -> &'static str {
+    if self.scenario == "fanout" { "deliveries/s" } else { "messages/s" }
+}
+
 impl Report {
     /// Of a run without messages; the caller fills in what it has.
     pub fn empty(scenario: &str, target: &str, connections: usize) -> Report {

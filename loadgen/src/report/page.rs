@@ -68,7 +68,7 @@ fn write_verdict(report: &Report, out: &mut String) -> std::fmt::Result {
 fn write_tiles(report: &Report, out: &mut String) -> std::fmt::Result {
     let mut tiles = vec![("connections", number_text(report.connections as f64))];
     if report.accounts.sent > 0 {
-        tiles.push(("messages/s", number_text(report.rate.round())));
+        tiles.push((report.rate_unit(), number_text(report.rate.round())));
         let delivered = report.latencies.iter().rfind(|is| is.of == "delivered");
         let shown = delivered.or(report.latencies.iter().rfind(|is| is.of == "echo"));
         if let Some(latencies) = shown {
@@ -187,7 +187,7 @@ fn throughput(report: &Report) -> Described<'_> {
     let points = counted.map(|(index, count)| (place(index), *count as f64)).collect();
     let plot = Plot {
         x: seconds_axis(),
-        y: Axis { label: "messages/s", scale: Scale::Linear, text: number_text },
+        y: Axis { label: report.rate_unit(), scale: Scale::Linear, text: number_text },
         series: vec![Series { name: "delivered".to_owned(), points }],
         bands: bands(report),
     };

@@ -20,7 +20,8 @@ fn write(report: &Report, out: &mut String) -> Result {
     writeln!(out, "{scenario} against {target}: {connections} connections, {threads} threads")?;
     writeln!(out, "  on {machine}")?;
     if report.accounts.sent > 0 {
-        write!(out, "  {:.0} messages/s over {:.1} s", report.rate, report.window_s)?;
+        let (rate, unit, window_s) = (report.rate, report.rate_unit(), report.window_s);
+        write!(out, "  {rate:.0} {unit} over {window_s:.1} s")?;
         match report.rate_wanted {
             Some(wanted) => writeln!(out, " (open loop; {wanted:.0}/s were to be sent)")?,
             None => writeln!(out, " (closed loop)")?,
