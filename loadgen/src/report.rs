@@ -154,11 +154,6 @@ pub struct Phase {
     pub to_s: f64,
 }
 
-/// What `rate` counts: what was heard, by each who heard it.
-pub fn rate_unit(&self) -> &'static str {
-    if self.scenario == "fanout" { "deliveries/s" } else { "messages/s" }
-}
-
 impl Report {
     /// Of a run without messages; the caller fills in what it has.
     pub fn empty(scenario: &str, target: &str, connections: usize) -> Report {
@@ -196,6 +191,11 @@ impl Report {
             notes: Vec::new(),
             failures: Vec::new(),
         }
+    }
+
+    /// What `rate` counts: what was heard, by each who heard it.
+    pub fn rate_unit(&self) -> &'static str {
+        if self.scenario == "fanout" { "deliveries/s" } else { "messages/s" }
     }
 
     pub fn new(scenario: &str, plan: &Plan, rate_wanted: Option<f64>, outcome: Outcome) -> Report {
