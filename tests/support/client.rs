@@ -141,6 +141,9 @@ impl Client {
     }
 }
 
+/// Nothing has come yet. A read with a timeout is also interrupted when the whole process is
+/// stopped and goes on, and then begins no more by itself (signal(7)).
 fn is_timeout(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+    use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
