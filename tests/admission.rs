@@ -171,8 +171,7 @@ fn a_thousand_slow_requests_harm_nobody() {
         std::thread::sleep(next.saturating_sub(started.elapsed()));
     }
     println!("the slowest answer took {slowest:?}");
-    // The machine may be busy; a client that is harmed waits for the end of the slow ones.
-    assert!(slowest < Duration::from_secs(8), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     for stream in &mut slow {
         let end = stream.read(&mut [0; 64]).map_err(|error| error.kind());
         assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");

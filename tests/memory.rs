@@ -21,7 +21,7 @@ const USERS: usize = 20;
 /// What is said to each of them: 1.6 MB for every reader, 3.2 GB for all.
 const ROUNDS: usize = 40;
 const BODY_SIZE: usize = 40_000;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Time in which some of those who hold the excess are cut.
 const REST: Duration = Duration::from_secs(5);
 /// Handshakes under way at a time.
@@ -213,8 +213,7 @@ fn readers_that_never_read_do_not_exhaust_the_memory() {
     let left = cluster.metric("edge", "aldis_connections").expect("it answers");
     let (most, slowest) = (sampler.most(), others.slowest);
     println!("at most {} KiB resident, {left} left, round trips below {slowest:?}", most / 1024);
-    // The process is measured ten times a second; what comes in between is seen too late.
-    assert!(most <= BUDGET + BUDGET / 8, "{most} bytes are more than {BUDGET}");
+    assert!(most <= BUDGET, "{most} bytes are more than {BUDGET}");
     assert!(left >= READERS as f64 / 4.0, "{left} connections are left");
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     let refused = cluster.metric("edge", "aldis_refused_connections_total{reason=\"memory\"}");
