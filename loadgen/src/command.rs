@@ -19,6 +19,8 @@ use crate::echo::{self, Echo, EchoOptions};
 use crate::fanout::{self, Fanout, FanoutOptions};
 use crate::fleet::Clock;
 use crate::kernel;
+use crate::messages::SIZE_MIN;
+use crate::observe::Process;
 use crate::report::{Report, page};
 use crate::run::{self, Plan};
 use flags::{
@@ -181,8 +183,8 @@ fn run_fanout(flags: FanoutFlags) -> anyhow::Result<Report> {
 }
 
 fn check_size(size: usize) -> anyhow::Result<()> {
-    if !(chat::SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
-        bail!("--size must be from {} to {BODY_SIZE_MAX}", chat::SIZE_MIN);
+    if !(SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
+        bail!("--size must be from {} to {BODY_SIZE_MAX}", SIZE_MIN);
     }
     Ok(())
 }
@@ -225,7 +227,16 @@ fn plan(flags: &CommonFlags, group: usize) -> anyhow::Result<Plan> {
         group,
         clock: Clock(Instant::now()),
         signals: Arc::default(),
+        servers: servers(&flags.server_pid)?,
     })
+}
+
+/// The server's processes on this machine, as `--server-pid` names them.
+fn servers(pids: &[u32]) -> anyhow::Result<Vec<Process>> {
+    for pid in pids {
+        Process::of(*pid).with_context(|| format!("--server-pid {pid}: there is none"))?;
+    }
+    Ok(Process::families(pids))
 }
 
 fn write_files(report: &Report, output: &OutputFlags) -> anyhow::Result<()> {
@@ -276,6 +287,16 @@ mod tests {
         assert!(error("chat --target 127.0.0.1:1 --connections 3").starts_with("--connections"));
         assert!(error("chat --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
         assert!(error("echo --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
+        let server = "echo --target 127.0.0.1:1 --server-pid 4294967295";
+        assert_eq!(error(server), "--server-pid 4294967295: there is none");
+        let fanout = |members: &str| {
+            error(&format!("fanout --target 127.0.0.1:1 --connections 100 --members {members}"))
+        };
+        for members in ["0", "1", "1025"] {
+            assert_eq!(fanout(members), "--members must be from 2 to 1024");
+        }
+        let connections = "--connections must be a multiple of --members (3): whole groups";
+        assert_eq!(fanout("3"), connections);
         assert!(error("idle --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
         assert!(error("churn --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
     }

@@ -13,6 +13,7 @@ mod fanout;
 mod fleet;
 mod idle;
 mod kernel;
+mod messages;
 mod million;
 mod observe;
 mod processor;

@@ -37,6 +37,10 @@ pub struct CommonFlags {
     /// Threads of the generator, each with a ring and its share of the connections.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: usize,
+    /// A process of the server, on this machine: its processor time per message heard is reported,
+    /// and that of the processes that it started. May be given more than once.
+    #[arg(long, value_name = "PID", value_delimiter = ',')]
+    pub server_pid: Vec<u32>,
     #[command(flatten)]
     pub output: OutputFlags,
 }
