@@ -48,6 +48,8 @@ export class Core {
     ticket;
     isWelcomed = false;
     isByToken = false;
+    /** The backlog of this connection is through. */
+    isCaughtUp = false;
     /** The number of the socket that counts; what comes from any other is stale. 0: there is none. */
     connection = 0;
     connectionCount = 0;
@@ -132,9 +134,13 @@ export class Core {
         this.askDue();
         return ref;
     }
-    /** Never beyond what was handed on. */
+    /**
+     * Never beyond what was handed on. Where nothing was yet, since this device was not behind, what
+     * the application read in the history counts.
+     */
     acknowledge(now, convo, kind, seq) {
-        const upTo = Math.min(seq ?? Infinity, this.watermark(convo));
+        const known = this.places.get(convo)?.watermark ?? (this.isCaughtUp ? seq ?? 0 : 0);
+        const upTo = Math.min(seq ?? Infinity, known);
         if (!this.cursors.acknowledge(convo, kind, upTo))
             return;
         this.effects.push({ do: 'save' });
@@ -282,6 +288,7 @@ export class Core {
     drop() {
         this.connection = 0;
         this.isWelcomed = false;
+        this.isCaughtUp = false;
         this.outbox.putAllBack();
         this.cursors.forgetTold();
         this.gapRefs.clear();
@@ -363,8 +370,10 @@ export class Core {
         }
         if (frame.ref !== undefined && this.gapRefs.delete(frame.ref))
             return this.lookForGaps(now);
-        if (frame.ref === undefined)
+        if (frame.ref === undefined) {
+            this.isCaughtUp = true;
             this.tell({ is: 'synced', convos: frame.convos });
+        }
         return this.answered(frame);
     }
     handOn(now, convo, due) {

@@ -60,6 +60,8 @@ export class Core {
   private ticket: string | undefined;
   private isWelcomed = false;
   private isByToken = false;
+  /** The backlog of this connection is through. */
+  private isCaughtUp = false;
   /** The number of the socket that counts; what comes from any other is stale. 0: there is none. */
   private connection = 0;
   private connectionCount = 0;
@@ -151,9 +153,13 @@ export class Core {
     return ref;
   }
 
-  /** Never beyond what was handed on. */
+  /**
+   * Never beyond what was handed on. Where nothing was yet, since this device was not behind, what
+   * the application read in the history counts.
+   */
   acknowledge(now: number, convo: string, kind: Kind, seq?: number): void {
-    const upTo = Math.min(seq ?? Infinity, this.watermark(convo));
+    const known = this.places.get(convo)?.watermark ?? (this.isCaughtUp ? seq ?? 0 : 0);
+    const upTo = Math.min(seq ?? Infinity, known);
     if (!this.cursors.acknowledge(convo, kind, upTo)) return;
     this.effects.push({ do: 'save' });
     this.armSooner('acknowledge', now + ACKNOWLEDGE_MS);
@@ -299,6 +305,7 @@ export class Core {
   private drop(): void {
     this.connection = 0;
     this.isWelcomed = false;
+    this.isCaughtUp = false;
     this.outbox.putAllBack();
     this.cursors.forgetTold();
     this.gapRefs.clear();
@@ -380,7 +387,10 @@ export class Core {
       this.handOn(now, convo, due);
     }
     if (frame.ref !== undefined && this.gapRefs.delete(frame.ref)) return this.lookForGaps(now);
-    if (frame.ref === undefined) this.tell({ is: 'synced', convos: frame.convos });
+    if (frame.ref === undefined) {
+      this.isCaughtUp = true;
+      this.tell({ is: 'synced', convos: frame.convos });
+    }
     return this.answered(frame);
   }
 

@@ -313,6 +313,16 @@ describe('acknowledgements', () => {
     assert.deepEqual(acks(bench.run().pass(40)), ['read 1']);
   });
 
+  test('what was read in the history counts once the backlog is through', () => {
+    const bench = new Bench().online();
+    bench.core.acknowledge(bench.now, CONVO, 'read', 7);
+    assert.deepEqual(acks(bench.run().pass(40)), []);
+    bench.hear({ t: 'synced', convos: {} });
+    bench.core.acknowledge(bench.now, CONVO, 'read', 7);
+    assert.deepEqual(acks(bench.run().pass(40)), ['read 7']);
+    assert.deepEqual(bench.msg(8).seqs(), [8]);
+  });
+
   test('are said again when the connection ended before the barrier', () => {
     const bench = new Bench().online().msg(1).pass(40);
     assert.deepEqual(acks(bench), ['delivered 1']);
