@@ -132,7 +132,7 @@ export class Conversation {
     }
   }
 
-  /** `waiting`, `sent`, `delivered`, `read` or `failed`; in groups also how many have come so far. */
+  /** `waiting`, `sent`, `delivered`, `read` or `failed`; in groups also how many came so far. */
   ticksOf({ seq, state }) {
     if (state === 'failed' || !seq) return { ticks: state };
     if (seq <= this.others.read) return { ticks: 'read' };
@@ -183,12 +183,13 @@ export class Conversation {
 export function wordsOf({ from, change }) {
   const users = change.users.filter((user) => user !== from).join(', ');
   switch (change.op) {
-    case 'create': return users === '' ? `${from} made the group` : `${from} made it with ${users}`;
+    case 'create':
+      return users === '' ? `${from} made the group` : `${from} made the group with ${users}`;
     case 'add': return `${from} added ${users}`;
     case 'remove': return `${from} removed ${users}`;
     case 'leave': return change.owner ? `${from} left; ${change.owner} owns it` : `${from} left`;
     case 'role':
-      return change.role === 'admin' ? `${users} can now change it` : `${users} no longer changes it`;
+      return `${users} can ${change.role === 'admin' ? 'now' : 'no longer'} change the group`;
     default: return 'the group was changed';
   }
 }

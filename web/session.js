@@ -1,5 +1,5 @@
-// One device of one user, over the client of `sdk/`: its conversations, who is there, who types, and
-// the token if the edge asks for one. It draws nothing.
+// One device of one user, over the client of `sdk/`: its conversations, who is there, who types,
+// and the token if the edge asks for one. It draws nothing.
 
 import { Client, directName } from './sdk/index.js';
 import { Conversation } from './conversation.js';
@@ -15,8 +15,9 @@ const WORDS = { CONNECTING: 'connecting', CONNECTED: 'online', RECONNECTING: 'wa
 export class Session {
   /**
    * `peer`: whose conversation is there from the start, and what `witness` looks at. `events`:
-   * state(), listed(), arrived(conversation, item), changed(conversation, item), moved(conversation).
-   * `needsToken`: the edge believes tokens only. `token`: the one for it, kept here and nowhere else.
+   * state(), listed(), arrived(conversation, item), changed(conversation, item),
+   * moved(conversation). `needsToken`: the edge believes tokens only. `token`: the one for it, kept
+   * here and nowhere else.
    */
   static async open(options) {
     const session = new Session(options);
