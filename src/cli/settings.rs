@@ -23,6 +23,7 @@ use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
+use crate::sequencer::limits::{LimitOptions, Rate};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -213,6 +214,18 @@ pub struct SequencerSettings {
     /// Default: sequencer-1
     #[arg(long, env = "ALDIS_SEQUENCER_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// New messages of one user a second, over all his connections; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_PER_SECOND", value_name = "N")]
+    user_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_BURST", value_name = "N")]
+    user_sends_burst: Option<u32>,
+    /// New messages in one conversation a second; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_PER_SECOND", value_name = "N")]
+    convo_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_BURST", value_name = "N")]
+    convo_sends_burst: Option<u32>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -481,6 +494,10 @@ impl SequencerSettings {
             admin: self.admin.or(file.admin),
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
+            user_sends_per_second: self.user_sends_per_second.or(file.user_sends_per_second),
+            user_sends_burst: self.user_sends_burst.or(file.user_sends_burst),
+            convo_sends_per_second: self.convo_sends_per_second.or(file.convo_sends_per_second),
+            convo_sends_burst: self.convo_sends_burst.or(file.convo_sends_burst),
             print_config: self.print_config,
         }
     }
@@ -490,12 +507,27 @@ impl SequencerSettings {
         SequencerSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("sequencer-1".to_owned())),
+            user_sends_per_second: self.user_sends_per_second.or(Some(0)),
+            user_sends_burst: self.user_sends_burst.or(Some(0)),
+            convo_sends_per_second: self.convo_sends_per_second.or(Some(0)),
+            convo_sends_burst: self.convo_sends_burst.or(Some(0)),
             ..self
         }
     }
 
     pub fn into_options(self) -> Result<SequencerOptions, Usage> {
+        let limits = LimitOptions {
+            user_sends: rate(
+                needed(self.user_sends_per_second, "sequencer", "user-sends-per-second")?,
+                needed(self.user_sends_burst, "sequencer", "user-sends-burst")?,
+            ),
+            convo_sends: rate(
+                needed(self.convo_sends_per_second, "sequencer", "convo-sends-per-second")?,
+                needed(self.convo_sends_burst, "sequencer", "convo-sends-burst")?,
+            ),
+        };
         Ok(SequencerOptions {
+            limits,
             name: needed(self.name, "sequencer", "name")?,
             listen: needed(self.listen, "sequencer", "listen")?.0,
             store: needed(self.store, "sequencer", "store")?.0,
@@ -590,6 +622,12 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
 
 fn admin_options(address: Endpoint, file: Option<PathBuf>) -> AdminOptions {
     AdminOptions { address: address.0, file }
+}
+
+/// 0 a second: none. A burst of 0: what flows in within a second.
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    let burst = if burst == 0 { per_second } else { burst };
+    (per_second > 0).then_some(Rate { per_second, burst })
 }
 
 pub fn check_shards(shards: usize) -> Result<usize, Usage> {

@@ -236,6 +236,8 @@ wire_enum! {
         11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, first: u64, },
         12 = Conversations { to: u64, rows: Vec<Overview>, },
         13 = Group { to: u64, group: GroupState, },
+        /// As `Refused`, for a limit that was hit; `retry_ms` 0: another time is no better.
+        31 = Limited { to: u64, code: Code, message: Id, limit: u64, retry_ms: u32, },
     }
 }
 

@@ -14,6 +14,7 @@ use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
+use super::limits::{CODES, LimitOptions, Limits};
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
@@ -47,6 +48,8 @@ pub struct Counters {
     pub accepted_total: u64,
     pub duplicates_total: u64,
     pub refused_total: u64,
+    /// In the order of [`CODES`].
+    pub refused_by_code: [u64; CODES.len()],
     pub delivered_total: u64,
     pub backlog_messages_total: u64,
     pub receipts_total: u64,
@@ -100,6 +103,7 @@ pub struct Sequencer {
     pub(super) gathered: Gathered,
     pub(super) receipts_due: Due,
     pub(super) budget: Budget,
+    pub(super) limits: Limits,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
     /// Catchings-up of all sessions in this life.
@@ -144,6 +148,7 @@ impl Sequencer {
             gathered: Gathered::default(),
             receipts_due: Due::default(),
             budget,
+            limits: Limits::new(LimitOptions::default()),
             residents: Residents::default(),
             sessions_counter: 0,
             streams_counter: 0,
@@ -195,6 +200,7 @@ impl Sequencer {
             self.tell_receipts(out);
             self.flush_gathered();
             self.keep_budget();
+            self.limits.expire(now.monotonic_us);
             self.cut_batch(out);
         }
         self.requests.flush(self.store, now.monotonic_us, out);
@@ -245,7 +251,7 @@ impl Sequencer {
     }
 
     pub(super) fn refuse(&mut self, waiter: Waiter, code: Code, why: &str, out: &mut dyn Outlet) {
-        self.counters.refused_total += 1;
+        self.count_refusal(code);
         let retry_ms = if code == Code::Unavailable { RETRY_MS } else { 0 };
         let refused = ToEdge::Refused { to: waiter.number, code, message: why.into(), retry_ms };
         self.answer(waiter, refused, out);

@@ -9,6 +9,7 @@ pub mod core;
 mod fanout;
 mod group;
 mod inbox;
+pub mod limits;
 mod listing;
 mod membership;
 mod metrics;

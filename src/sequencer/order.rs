@@ -196,7 +196,9 @@ impl Sequencer {
         send: Send,
         out: &mut dyn Outlet,
     ) {
-        if self.check_member(convo, &send.user, waiter, out).is_none() {
+        if self.check_member(convo, &send.user, waiter, out).is_none()
+            || !self.is_within_limits(convo, &send.user, waiter, out)
+        {
             return;
         }
         let Identity { mid, ts } = self.next_identity();

@@ -8,6 +8,7 @@ use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
 use crate::limits::GROUP_MEMBER_COUNT_MAX;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
+use crate::link::record::Id;
 use crate::link::wire::Wire;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
@@ -35,10 +36,11 @@ impl Router {
             ToEdge::Refused { to, code, message, retry_ms } => {
                 let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
                 let retry_ms = retry_ms.or((code == Code::Unavailable).then_some(RETRY_MS));
-                self.answer(to, around, |router, request, around| {
-                    router.counters.refused += 1;
-                    router.refuse(request, (code.into(), &message, retry_ms), around);
-                });
+                self.refused(to, (code, message, retry_ms), None, around);
+            }
+            ToEdge::Limited { to, code, message, limit, retry_ms } => {
+                let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
+                self.refused(to, (code, message, retry_ms), Some(limit), around);
             }
             ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
                 let reference = request.reference;
@@ -75,6 +77,21 @@ impl Router {
                 }
             }
         }
+    }
+
+    fn refused(
+        &mut self,
+        to: u64,
+        (code, message, retry_ms): (Code, Id, Option<u64>),
+        limit: Option<u64>,
+        around: &mut Surroundings,
+    ) {
+        self.answer(to, around, |router, request, around| {
+            router.counters.refused += 1;
+            let is_full = (code == Code::GroupFull).then_some(GROUP_MEMBER_COUNT_MAX as u64);
+            let error = (code.into(), &*message, retry_ms);
+            router.refuse_with(request, error, limit.or(is_full), around);
+        });
     }
 
     /// A sequencer names its epoch. A lower one than was served before is that of a sequencer which
@@ -127,7 +144,18 @@ impl Router {
     pub(super) fn refuse(
         &mut self,
         request: &Unanswered,
+        error: (ErrorCode, &str, Option<u64>),
+        around: &mut Surroundings,
+    ) {
+        self.refuse_with(request, error, None, around);
+    }
+
+    /// The same, with the limit that was hit.
+    fn refuse_with(
+        &mut self,
+        request: &Unanswered,
         (code, message, retry_ms): (ErrorCode, &str, Option<u64>),
+        limit: Option<u64>,
         around: &mut Surroundings,
     ) {
         let asker = request.asker;
@@ -143,8 +171,6 @@ impl Router {
             _ => None,
         };
         let reference = request.reference;
-        let is_full = code == ErrorCode::GroupFull;
-        let limit = is_full.then_some(GROUP_MEMBER_COUNT_MAX as u64);
         let error = Event::Error { reference, id, code, message, limit, retry_ms };
         self.say(asker, &error, around);
     }
