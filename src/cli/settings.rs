@@ -23,7 +23,9 @@ use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
-use crate::sequencer::limits::{LimitOptions, Rate};
+use crate::sequencer::limits::{
+    CHANNEL_PUSHES_DEFAULT, GROUPS_PER_USER_DEFAULT, LimitOptions, Rate,
+};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -226,6 +228,13 @@ pub struct SequencerSettings {
     /// How many of them may come at once; 0: as many as in a second. Default: 0
     #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_BURST", value_name = "N")]
     convo_sends_burst: Option<u32>,
+    /// Live messages that one channel pushes a second, counted for each session; 0: no limit.
+    /// Default: 4000000
+    #[arg(long, env = "ALDIS_SEQUENCER_CHANNEL_PUSHES_PER_SECOND", value_name = "N")]
+    channel_pushes_per_second: Option<u32>,
+    /// Groups and channels that one user may own; 0: no limit. Default: 10000
+    #[arg(long, env = "ALDIS_SEQUENCER_GROUPS_PER_USER", value_name = "N")]
+    groups_per_user: Option<u32>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -498,6 +507,10 @@ impl SequencerSettings {
             user_sends_burst: self.user_sends_burst.or(file.user_sends_burst),
             convo_sends_per_second: self.convo_sends_per_second.or(file.convo_sends_per_second),
             convo_sends_burst: self.convo_sends_burst.or(file.convo_sends_burst),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(file.channel_pushes_per_second),
+            groups_per_user: self.groups_per_user.or(file.groups_per_user),
             print_config: self.print_config,
         }
     }
@@ -511,6 +524,10 @@ impl SequencerSettings {
             user_sends_burst: self.user_sends_burst.or(Some(0)),
             convo_sends_per_second: self.convo_sends_per_second.or(Some(0)),
             convo_sends_burst: self.convo_sends_burst.or(Some(0)),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(Some(CHANNEL_PUSHES_DEFAULT)),
+            groups_per_user: self.groups_per_user.or(Some(GROUPS_PER_USER_DEFAULT)),
             ..self
         }
     }
@@ -525,6 +542,11 @@ impl SequencerSettings {
                 needed(self.convo_sends_per_second, "sequencer", "convo-sends-per-second")?,
                 needed(self.convo_sends_burst, "sequencer", "convo-sends-burst")?,
             ),
+            channel_pushes: rate(
+                needed(self.channel_pushes_per_second, "sequencer", "channel-pushes-per-second")?,
+                0,
+            ),
+            groups_per_user: needed(self.groups_per_user, "sequencer", "groups-per-user")?.into(),
         };
         Ok(SequencerOptions {
             limits,

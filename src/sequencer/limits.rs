@@ -42,11 +42,26 @@ pub struct LimitOptions {
     pub user_sends: Option<Rate>,
     /// Sends to one conversation.
     pub convo_sends: Option<Rate>,
+    /// Live pushes of one channel, one for each session that hears it.
+    pub channel_pushes: Option<Rate>,
+    /// Groups and channels that one user may own; 0: any number.
+    pub groups_per_user: u64,
 }
+
+/// [`LimitOptions::groups_per_user`] when nobody says otherwise.
+pub const GROUPS_PER_USER_DEFAULT: u32 = 10_000;
+/// [`LimitOptions::channel_pushes`] a second when nobody says otherwise: about what a core does.
+pub const CHANNEL_PUSHES_DEFAULT: u32 = 4_000_000;
 
 impl Default for LimitOptions {
     fn default() -> LimitOptions {
-        LimitOptions { user_sends: None, convo_sends: None }
+        let pushes = Rate { per_second: CHANNEL_PUSHES_DEFAULT, burst: CHANNEL_PUSHES_DEFAULT };
+        LimitOptions {
+            user_sends: None,
+            convo_sends: None,
+            channel_pushes: Some(pushes),
+            groups_per_user: GROUPS_PER_USER_DEFAULT.into(),
+        }
     }
 }
 
@@ -135,6 +150,8 @@ impl Rate {
 pub struct Limits {
     user_sends: Limiter<Id>,
     convo_sends: Limiter<ConversationName>,
+    pub(super) channel_pushes: Limiter<ConversationName>,
+    pub(super) groups_per_user: u64,
 }
 
 impl Limits {
@@ -142,6 +159,8 @@ impl Limits {
         Limits {
             user_sends: Limiter::new(options.user_sends),
             convo_sends: Limiter::new(options.convo_sends),
+            channel_pushes: Limiter::new(options.channel_pushes),
+            groups_per_user: options.groups_per_user,
         }
     }
 
@@ -169,6 +188,7 @@ impl Limits {
     pub fn expire(&mut self, now_us: u64) {
         self.user_sends.expire(now_us);
         self.convo_sends.expire(now_us);
+        self.channel_pushes.expire(now_us);
     }
 
     /// Users and conversations that are kept for having sent lately.

@@ -18,6 +18,7 @@ pub struct Metrics {
     acknowledgements: Counter,
     replaced: Counter,
     group_changes: Counter,
+    channels: ChannelMetrics,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -67,6 +68,7 @@ impl Metrics {
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
             ),
+            channels: ChannelMetrics::new(registry),
             evicted: counter(
                 "aldis_evicted_total",
                 "Conversations and users dropped from memory to stay within the budget",
@@ -115,6 +117,7 @@ impl Metrics {
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
+        self.channels.publish(logic);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);
@@ -144,4 +147,36 @@ fn send_latency(registry: &Registry) -> PublishedLatency {
 fn append_latency(registry: &Registry) -> PublishedLatency {
     let help = "From the cut of a batch until the store's answer";
     PublishedLatency::new(registry, "aldis_sequencer_append_seconds", help)
+}
+
+/// What concerns channels alone.
+struct ChannelMetrics {
+    changes: Counter,
+    left_out: Counter,
+    listeners: Gauge,
+}
+
+impl ChannelMetrics {
+    fn new(registry: &Registry) -> ChannelMetrics {
+        ChannelMetrics {
+            changes: registry.counter(
+                "aldis_channel_changes_total",
+                "Channels made, changes of who writes, subscriptions begun and ended, durable",
+            ),
+            left_out: registry.counter(
+                "aldis_channel_pushes_left_out_total",
+                "Live pushes to subscribers of channels that the rate did not let pass",
+            ),
+            listeners: registry.gauge(
+                "aldis_channel_listeners",
+                "Sessions that hear a channel, once for each channel",
+            ),
+        }
+    }
+
+    fn publish(&mut self, logic: &Sequencer) {
+        self.changes.set(logic.counters.channel_changes_total);
+        self.left_out.set(logic.counters.channel_pushes_left_out_total);
+        self.listeners.set(logic.channels.listener_count() as _);
+    }
 }

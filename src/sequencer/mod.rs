@@ -3,7 +3,9 @@
 //! durable.
 
 pub mod appender;
+mod audience;
 pub mod budget;
+mod channel;
 mod conversation;
 pub mod core;
 mod fanout;

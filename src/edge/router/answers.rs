@@ -42,25 +42,10 @@ impl Router {
                 let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
                 self.refused(to, (code, message, retry_ms), Some(limit), around);
             }
-            ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
-                let reference = request.reference;
-                router.say(request.asker, &Event::Group { reference, group: &group }, around);
-            }),
-            ToEdge::Page { to, convo, messages, first } => {
-                let more = messages.first().is_some_and(|oldest| oldest.seq > first);
-                self.answer(to, around, |router, request, around| {
-                    let (reference, messages) = (request.reference, &messages[..]);
-                    let page = Event::Page { reference, convo: &convo, messages, more };
-                    router.say(request.asker, &page, around);
-                });
-            }
-            ToEdge::Conversations { to, rows } => {
-                self.answer(to, around, |router, request, around| {
-                    let reference = request.reference;
-                    let list = Event::Conversations { reference, convos: &rows };
-                    router.say(request.asker, &list, around);
-                })
-            }
+            ToEdge::Group { .. }
+            | ToEdge::Channel { .. }
+            | ToEdge::Page { .. }
+            | ToEdge::Conversations { .. } => self.told(message, around),
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {
@@ -76,6 +61,39 @@ impl Router {
                     self.cut(id, Goodbye::Replaced, None, around);
                 }
             }
+        }
+    }
+
+    /// The answer to a question, or to a change of a group or a channel.
+    fn told(&mut self, message: ToEdge, around: &mut Surroundings) {
+        match message {
+            ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Group { reference, group: &group }, around);
+            }),
+            ToEdge::Channel { to, convo, owner, subscribers } => {
+                self.answer(to, around, |router, request, around| {
+                    let (reference, convo, owner) = (request.reference, &*convo, &*owner);
+                    let event = Event::Channel { reference, convo, owner, subscribers };
+                    router.say(request.asker, &event, around);
+                });
+            }
+            ToEdge::Page { to, convo, messages, first } => {
+                let more = messages.first().is_some_and(|oldest| oldest.seq > first);
+                self.answer(to, around, |router, request, around| {
+                    let (reference, messages) = (request.reference, &messages[..]);
+                    let page = Event::Page { reference, convo: &convo, messages, more };
+                    router.say(request.asker, &page, around);
+                });
+            }
+            ToEdge::Conversations { to, rows } => {
+                self.answer(to, around, |router, request, around| {
+                    let reference = request.reference;
+                    let list = Event::Conversations { reference, convos: &rows };
+                    router.say(request.asker, &list, around);
+                })
+            }
+            _ => unreachable!("the caller hands on nothing else"),
         }
     }
 

@@ -140,6 +140,9 @@ fn request_of(
         Operation::Group { convo, change } => {
             Some(ToSequencer::Group { address, user, convo, change })
         }
+        Operation::Channel { convo, change } => {
+            Some(ToSequencer::Channel { address, user, convo, change })
+        }
         Operation::Ping | Operation::Later(_) => None,
     }
 }
