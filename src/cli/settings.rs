@@ -23,6 +23,9 @@ use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
+use crate::sequencer::limits::{
+    CHANNEL_PUSHES_DEFAULT, GROUPS_PER_USER_DEFAULT, LimitOptions, Rate,
+};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -213,6 +216,25 @@ pub struct SequencerSettings {
     /// Default: sequencer-1
     #[arg(long, env = "ALDIS_SEQUENCER_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// New messages of one user a second, over all his connections; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_PER_SECOND", value_name = "N")]
+    user_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_BURST", value_name = "N")]
+    user_sends_burst: Option<u32>,
+    /// New messages in one conversation a second; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_PER_SECOND", value_name = "N")]
+    convo_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_BURST", value_name = "N")]
+    convo_sends_burst: Option<u32>,
+    /// Live messages that one channel pushes a second, counted for each session; 0: no limit.
+    /// Default: 4000000
+    #[arg(long, env = "ALDIS_SEQUENCER_CHANNEL_PUSHES_PER_SECOND", value_name = "N")]
+    channel_pushes_per_second: Option<u32>,
+    /// Groups and channels that one user may own; 0: no limit. Default: 10000
+    #[arg(long, env = "ALDIS_SEQUENCER_GROUPS_PER_USER", value_name = "N")]
+    groups_per_user: Option<u32>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -481,6 +503,14 @@ impl SequencerSettings {
             admin: self.admin.or(file.admin),
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
+            user_sends_per_second: self.user_sends_per_second.or(file.user_sends_per_second),
+            user_sends_burst: self.user_sends_burst.or(file.user_sends_burst),
+            convo_sends_per_second: self.convo_sends_per_second.or(file.convo_sends_per_second),
+            convo_sends_burst: self.convo_sends_burst.or(file.convo_sends_burst),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(file.channel_pushes_per_second),
+            groups_per_user: self.groups_per_user.or(file.groups_per_user),
             print_config: self.print_config,
         }
     }
@@ -490,12 +520,36 @@ impl SequencerSettings {
         SequencerSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("sequencer-1".to_owned())),
+            user_sends_per_second: self.user_sends_per_second.or(Some(0)),
+            user_sends_burst: self.user_sends_burst.or(Some(0)),
+            convo_sends_per_second: self.convo_sends_per_second.or(Some(0)),
+            convo_sends_burst: self.convo_sends_burst.or(Some(0)),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(Some(CHANNEL_PUSHES_DEFAULT)),
+            groups_per_user: self.groups_per_user.or(Some(GROUPS_PER_USER_DEFAULT)),
             ..self
         }
     }
 
     pub fn into_options(self) -> Result<SequencerOptions, Usage> {
+        let limits = LimitOptions {
+            user_sends: rate(
+                needed(self.user_sends_per_second, "sequencer", "user-sends-per-second")?,
+                needed(self.user_sends_burst, "sequencer", "user-sends-burst")?,
+            ),
+            convo_sends: rate(
+                needed(self.convo_sends_per_second, "sequencer", "convo-sends-per-second")?,
+                needed(self.convo_sends_burst, "sequencer", "convo-sends-burst")?,
+            ),
+            channel_pushes: rate(
+                needed(self.channel_pushes_per_second, "sequencer", "channel-pushes-per-second")?,
+                0,
+            ),
+            groups_per_user: needed(self.groups_per_user, "sequencer", "groups-per-user")?.into(),
+        };
         Ok(SequencerOptions {
+            limits,
             name: needed(self.name, "sequencer", "name")?,
             listen: needed(self.listen, "sequencer", "listen")?.0,
             store: needed(self.store, "sequencer", "store")?.0,
@@ -590,6 +644,12 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
 
 fn admin_options(address: Endpoint, file: Option<PathBuf>) -> AdminOptions {
     AdminOptions { address: address.0, file }
+}
+
+/// 0 a second: none. A burst of 0: what flows in within a second.
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    let burst = if burst == 0 { per_second } else { burst };
+    (per_second > 0).then_some(Rate { per_second, burst })
 }
 
 pub fn check_shards(shards: usize) -> Result<usize, Usage> {

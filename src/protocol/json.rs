@@ -80,6 +80,9 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.names("admins", &group.admins).names("members", &group.members);
             frame.integer("version", group.version).end();
         }
+        Event::Channel { reference, convo, owner, subscribers } => {
+            channel(reference, (convo, owner, subscribers), out);
+        }
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
             frame.reference(reference).heads(heads).end();
@@ -376,6 +379,12 @@ fn watermark_text(watermark: Watermark) -> &'static str {
         Watermark::Delivered => "delivered",
         Watermark::Read => "read",
     }
+}
+
+fn channel(reference: Option<i64>, (convo, owner, count): (&str, &str, u64), out: &mut Vec<u8>) {
+    let mut frame = Frame::begin(out, "channel");
+    frame.reference(reference).text("convo", convo).text("owner", owner);
+    frame.integer("subscribers", count).end();
 }
 
 fn page_entry(message: &Message, out: &mut Vec<u8>) {

@@ -129,6 +129,9 @@ impl Router {
             Operation::Group { convo, change } => {
                 Some(ToSequencer::Group { address, user, convo, change })
             }
+            Operation::Channel { convo, change } => {
+                Some(ToSequencer::Channel { address, user, convo, change })
+            }
             Operation::Ping | Operation::Later(_) => None,
         }
     }

@@ -38,6 +38,7 @@ impl Unanswered {
     fn happens_once(&self) -> bool {
         match &self.message {
             ToSequencer::Group { change, .. } => *change != GroupChange::Info,
+            ToSequencer::Channel { .. } => true,
             _ => false,
         }
     }
