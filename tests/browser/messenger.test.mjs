@@ -301,6 +301,45 @@ test('presence and typing: shown where the server has them, else left out', asyn
   await pam.leave();
 });
 
+test('presence and typing as a server tells them', async () => {
+  const quin = new Person();
+  Object.assign(quin, await openContext(browser, aldis, DESKTOP), { user: 'quin' });
+  let say;
+  const subscribed = [];
+  // Between the page and the server: answers what this version of it may not know.
+  await quin.context.routeWebSocket(/connect/, (page) => {
+    const server = page.connectToServer();
+    say = (frame) => page.send(JSON.stringify(frame));
+    page.onMessage((text) => {
+      const operation = JSON.parse(text);
+      if (operation.t === 'presence.sub') subscribed.push(...operation.users);
+      else if (operation.t !== 'typing') server.send(text);
+    });
+  });
+  await quin.openTab();
+  await quin.begin('ray');
+  await quin.side.write('there?');
+  await quin.sees('there?', 'sent');
+  await until('it asks', () => subscribed.includes('ray'));
+  const subtitle = quin.side.root.locator('.subtitle');
+  const dot = quin.side.root.locator('.head .avatar');
+  const says = (text) => until(text, async () => await subtitle.textContent() === text);
+  say({ t: 'presence', user: 'ray', state: 'online' });
+  await says('online');
+  assert.equal(await dot.getAttribute('data-presence'), 'online');
+  say({ t: 'typing', convo: 'dm:quin:ray', from: 'ray' });
+  await says('typing...');
+  assert.equal(await quin.row('ray').locator('.preview').textContent(), 'typing...');
+  await says('online');
+  say({ t: 'presence', user: 'ray', state: 'offline', last_seen: Date.UTC(2026, 0, 5, 12) });
+  await until('since when', async () => (
+    /^last seen 5 Jan, \d\d:\d\d$/.test(await subtitle.textContent())));
+  assert.equal(await dot.getAttribute('data-presence'), 'offline');
+  await fits(quin.page);
+  assert.deepEqual(await inaccessible(quin.page), []);
+  await quin.leave();
+});
+
 test('names and texts of others are text, wherever they are shown', async () => {
   const name = '<img src=x onerror=document.title=1>';
   const text = '<b>bold</b><script>document.title=2</script>';

@@ -12,7 +12,7 @@ const DESKTOP = {
   name: 'desktop',
   options: {
     viewport: { width: 1120, height: 680 },
-    deviceScaleFactor: 1.35,
+    deviceScaleFactor: 1.3,
     colorScheme: 'light',
   },
   people: ['alice', 'bob'],
