@@ -104,6 +104,11 @@ impl Chat {
         self.measure.heard(now_ns, self.pace.schedule());
     }
 
+    fn is_true(&self, incoming: &Incoming) -> bool {
+        let body = incoming.body.as_deref().unwrap_or_default();
+        incoming.number().is_some_and(|number| self.bodies.is_of(number, body))
+    }
+
     fn refused(&mut self, index: usize, incoming: &Incoming) {
         self.first_refusal.get_or_insert_with(|| incoming.refusal());
         match incoming.number() {
@@ -137,7 +142,9 @@ impl Conversation for Chat {
             }
             ("synced", _) if !self.pace.has_begun() => self.ready_count += 1,
             ("error", _) => self.refused(index, &incoming),
-            ("sent" | "msg", _) => self.accounts.corrupted += 1,
+            // After a failure in the server the sender may hear its own.
+            ("msg", true) => self.accounts.corrupted += u64::from(!self.is_true(&incoming)),
+            ("sent", false) => self.accounts.corrupted += 1,
             _ => {}
         }
     }

@@ -24,8 +24,8 @@ use crate::observe::Process;
 use crate::report::{Report, page};
 use crate::run::{self, Plan};
 use flags::{
-    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, FanoutFlags, IdleFlags, MillionFlags,
-    OutputFlags, SlowFlags, StormFlags,
+    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, FanoutFlags, HostileFlags, IdleFlags,
+    MillionFlags, OutputFlags, SlowFlags, StormFlags,
 };
 
 /// Descriptors for other things than connections.
@@ -67,6 +67,8 @@ enum Mode {
     /// Users stop reading while they are written to: what others feel, and whether all reaches them
     /// once they read again.
     Slow(SlowFlags),
+    /// One attack after the other: what others feel of each.
+    Hostile(HostileFlags),
     /// The whole proof in one command, with a server of its own, as far as this machine reaches.
     Million(MillionFlags),
 }
@@ -116,6 +118,10 @@ fn dispatch(mode: Mode) -> anyhow::Result<Report> {
         Mode::Slow(flags) => {
             let output = flags.crowd.output.clone();
             (crowds::slow(flags)?, output)
+        }
+        Mode::Hostile(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::hostile(flags)?, output)
         }
         Mode::Million(flags) => {
             let output = flags.output.clone();
@@ -265,7 +271,7 @@ mod tests {
     fn the_flags_that_others_rely_on_are_there() {
         let common = "--target 127.0.0.1:1 --connections 4 --seconds 0.5 --json f --html f";
         assert!(parse(&format!("echo {common}")).is_ok());
-        for mode in ["chat", "fanout", "idle", "storm", "churn", "slow", "million"] {
+        for mode in ["chat", "fanout", "idle", "storm", "churn", "slow", "hostile", "million"] {
             let parsed = parse(&format!("{mode} {common} --rate 100"));
             assert!(parsed.is_ok(), "{mode}: {:?}", parsed.err());
         }

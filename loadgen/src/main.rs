@@ -11,6 +11,7 @@ mod crowd;
 mod echo;
 mod fanout;
 mod fleet;
+mod hostile;
 mod idle;
 mod kernel;
 mod messages;

@@ -96,6 +96,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             self.complete(completion);
         }
         self.completions = completions;
+        self.connections.watch_sends();
         self.expire();
         self.tell();
         let now = self.connections.now;

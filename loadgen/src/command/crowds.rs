@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use super::flags::{ChurnFlags, CrowdFlags, IdleFlags, MillionFlags, SlowFlags, StormFlags};
+use super::flags::{
+    ChurnFlags, CrowdFlags, HostileFlags, IdleFlags, MillionFlags, SlowFlags, StormFlags,
+};
 use super::{NO_END, check_rate, check_size, descriptors, run_name, servers};
 use crate::chat;
 use crate::churn::Churn;
 use crate::crowd::CrowdPlan;
 use crate::fleet::Clock;
+use crate::hostile::Hostile;
 use crate::idle::{Idle, Talk};
 use crate::messages::SIZE_MIN;
 use crate::million::{self, OwnServer, ServerOptions};
@@ -77,6 +80,27 @@ pub fn slow(flags: SlowFlags) -> anyhow::Result<Report> {
     let script = Slow { calm, window, patience, talk, writers, books };
     scene::play("slow", &plan, servers(&crowd.server_pid)?, script)
         .map(|report| with_rate(report, chat_rate))
+}
+
+pub fn hostile(flags: HostileFlags) -> anyhow::Result<Report> {
+    let HostileFlags { crowd, rate, calm, attackers, bound, size } = flags;
+    check_rate(rate)?;
+    let (plan, talk) = prepare(&crowd, rate, size)?;
+    let room = descriptors()?.saturating_sub(crowd.connections as u64) as usize;
+    if attackers == 0 || attackers > room {
+        bail!("--attackers must be from 1 to {room}: the limit of open files allows no more");
+    }
+    let hostile = Hostile {
+        target: crowd.target.clone(),
+        calm,
+        window: crowd.seconds,
+        attackers,
+        talk: talk.context("the rate is above 0")?,
+        bound,
+        run: plan.run.clone(),
+    };
+    scene::play("hostile", &plan, servers(&crowd.server_pid)?, hostile)
+        .map(|report| with_rate(report, rate))
 }
 
 pub fn million(flags: MillionFlags) -> anyhow::Result<Report> {
