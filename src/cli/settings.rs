@@ -172,10 +172,19 @@ pub struct EdgeSettings {
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Run each shard on one processor alone, round robin. Default: false
+    #[arg(long, env = "ALDIS_EDGE_PIN", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    pin: Option<bool>,
+    /// A connection goes to the shard with the number of the processor on which it arrived, instead
+    /// of by a hash. Default: false
+    #[arg(long, env = "ALDIS_EDGE_STEER", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    steer: Option<bool>,
     /// Connections at a time; 0: as many as the machine allows. Default: 0
     #[arg(long, env = "ALDIS_EDGE_CONNECTIONS", value_name = "N")]
     connections: Option<u32>,
-    /// New connections a second; 0: no limit. Default: 0
+    /// New connections a second; 0: no limit. Default: as many as the edge bears, measured
     #[arg(long, env = "ALDIS_EDGE_HANDSHAKES_PER_SECOND", value_name = "N")]
     handshakes_per_second: Option<u32>,
     /// Connections of one client address at a time, in each shard; 0: no limit. Default: 0
@@ -410,6 +419,8 @@ impl EdgeSettings {
             busy_after: self.busy_after.or(file.busy_after),
             busy_quiet_ms: self.busy_quiet_ms.or(file.busy_quiet_ms),
             deflate: self.deflate.or(file.deflate),
+            pin: self.pin.or(file.pin),
+            steer: self.steer.or(file.steer),
             connections: self.connections.or(file.connections),
             handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
             connections_per_address: self.connections_per_address.or(file.connections_per_address),
@@ -431,8 +442,9 @@ impl EdgeSettings {
             busy_after: self.busy_after.or(Some(Tiers::default().promote_after)),
             busy_quiet_ms: self.busy_quiet_ms.or(Some(Tiers::default().quiet_ms as u32)),
             deflate: self.deflate.or(Some(false)),
+            pin: self.pin.or(Some(false)),
+            steer: self.steer.or(Some(false)),
             connections: self.connections.or(Some(0)),
-            handshakes_per_second: self.handshakes_per_second.or(Some(0)),
             connections_per_address: self.connections_per_address.or(Some(0)),
             ipv6_prefix: self.ipv6_prefix.or(Some(IPV6_PREFIX_DEFAULT)),
             memory_budget: self.memory_budget.or_else(|| Some(MEMORY_BUDGET_DEFAULT.to_owned())),
@@ -452,11 +464,8 @@ impl EdgeSettings {
         let auth = identity.auth(listen)?;
         let shards = check_shards(needed(self.shards, "edge", "shards")?)?;
         let admission = AdmissionOptions {
-            handshakes_per_second: needed(
-                self.handshakes_per_second,
-                "edge",
-                "handshakes-per-second",
-            )?,
+            handshakes_per_second: self.handshakes_per_second.unwrap_or_default(),
+            is_measured: self.handshakes_per_second.is_none(),
             shards: shards as u32,
             connections_per_address: needed(
                 self.connections_per_address,
@@ -485,8 +494,11 @@ impl EdgeSettings {
             descriptors: check_descriptors(&needed(self.descriptors, "edge", "descriptors")?)?,
             tiers,
             deflate: needed(self.deflate, "edge", "deflate")?,
+            pin: needed(self.pin, "edge", "pin")?,
+            steer: needed(self.steer, "edge", "steer")?,
             connections: needed(self.connections, "edge", "connections")? as usize,
             admission,
+            capacity: 0,
             memory_budget: check_budget(&needed(self.memory_budget, "edge", "memory-budget")?)?,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
