@@ -342,7 +342,7 @@ fn a_user_owns_only_so_many() {
 }
 
 /// As large as asked for: `ALDIS_SUBSCRIBERS=100000 ALDIS_LISTENERS=10000 cargo test --release
-/// --test channels -- --nocapture crowd`, with 20,100 descriptors.
+/// --test channels -- --nocapture crowd`, with 10,100 descriptors for each process.
 #[test]
 fn a_crowd_hears_its_channel_and_the_sender_waits_for_none() {
     let number = |name: &str, default: usize| {
