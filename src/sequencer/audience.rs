@@ -4,9 +4,10 @@
 //! subscriber reads the same log. A listener is one session of one device; where it stands is kept
 //! here, not with its user, who may be at rest: so a push loads nobody. While a session catches up
 //! its listener is held, and nothing overtakes; once it turns live, everything that was offered
-//! before has been read. Pushes go out in pieces, so that a large channel holds up nobody, and
-//! under a rate, and only while little else is on its way to the edges. What the rate leaves out is a gap, which the client closes by `sync`; the last
-//! message of all is pushed as soon as the rate lets it, so that the gap is seen.
+//! before has been read. Pushes go out in pieces, so that a large channel holds up nobody, under a
+//! rate, and only while little else is on its way to the edges. What the rate leaves out is a gap,
+//! which the client closes by `sync`; the last message of all is pushed as soon as the rate lets
+//! it, so that the gap is seen.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -186,8 +187,8 @@ impl Sequencer {
         }
     }
 
-    /// Sends it on its way if the rate lets it; else it is the late one. `is_listed`: the channel is
-    /// among those that have one.
+    /// Sends it on its way if the rate lets it; else it is the late one. `is_listed`: the channel
+    /// is among those that have one.
     fn let_pass(&mut self, convo: &ConversationName, passing: Passing, is_listed: bool) -> bool {
         let now_us = self.now.monotonic_us;
         let Some(audience) = self.channels.audiences.get_mut(convo) else { return true };
