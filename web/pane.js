@@ -126,7 +126,7 @@ export class Pane {
       this.isOnScreen = entry.isIntersecting;
       this.readSoon();
     }, { threshold: READ_SHARE }).observe(this.root);
-    setInterval(() => this.showHead(), STALE_MS);
+    setInterval(() => this.showSoon(), STALE_MS);
   }
 
   // What a person does.
@@ -138,6 +138,7 @@ export class Pane {
     this.showHead();
     this.showList();
     if (!conversation.isOpened) this.loadOlder();
+    if (conversation.isGroup && !conversation.group) this.session.loadGroup(conversation);
     this.readSoon();
   }
 
@@ -297,7 +298,8 @@ export class Pane {
   showRow({ element, button }, conversation) {
     const find = (selector) => element.querySelector(selector);
     const { last, unread, title } = conversation;
-    button.toggleAttribute('aria-current', conversation === this.current);
+    if (conversation === this.current) button.setAttribute('aria-current', 'true');
+    else button.removeAttribute('aria-current');
     paint(find('.avatar'), title);
     this.showPresence(find('.avatar'), conversation);
     write(find('.title'), title);

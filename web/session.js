@@ -184,7 +184,6 @@ export class Session {
       const conversation = this.conversation(entry.convo);
       conversation.list(entry);
       if (conversation.last === undefined) unknown.push(conversation);
-      if (conversation.isGroup) this.loadGroup(conversation);
       this.events.moved(conversation);
     }
     this.events.listed();
@@ -205,6 +204,14 @@ export class Session {
       if (code === 'not_member') conversation.hasLeft = true;
       this.events.moved(conversation);
     }
+  }
+
+  /** Only of a group that was looked at more is asked. */
+  groupChanged(conversation, { op, users }) {
+    const isOut = (op === 'remove' || op === 'leave') && users.includes(this.user);
+    const isIn = (op === 'create' || op === 'add') && users.includes(this.user);
+    if (isOut || isIn) conversation.hasLeft = isOut;
+    if (conversation.group !== undefined && !isOut) this.loadGroup(conversation);
   }
 
   setGroup(group) {
@@ -266,7 +273,7 @@ export class Session {
     const { item, isNew } = conversation.take(message);
     if (isNew) conversation.count(item);
     conversation.typists.delete(message.from);
-    if (item.change) this.loadGroup(conversation);
+    if (item.change) this.groupChanged(conversation, item.change);
     if (isNew) this.events.arrived(conversation, item);
     else this.events.changed(conversation, item);
   }
@@ -303,6 +310,8 @@ export class Session {
     if (frame.t === 'welcome') this.welcomedAs = frame.user;
     if (!this.witness || frame.convo !== this.direct.name) return;
     if (frame.t === 'msg') this.witness.arrived(this, frame);
+    // An answer to an earlier life of the page: whom it reached then nobody here has seen.
+    if (frame.dup && !frame.id.startsWith(this.idPrefix)) return;
     if (frame.t === 'sent') this.witness.told(this, frame.id, frame.seq, frame.mid);
   }
 }

@@ -14,6 +14,8 @@ export class AldisError extends Error {
     }
 }
 const SAVE_MS = 100;
+/** A timer that is set to more rings at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 /** What a WebSocket may be closed with from our side. */
 const isOurs = (code) => code === 1000 || (code >= 3000 && code <= 4999);
 export class Client {
@@ -205,7 +207,7 @@ export class Client {
         this.timer = setTimeout(() => {
             this.core.tick(this.now());
             this.run();
-        }, Math.max(0, Math.ceil(deadline - this.now())));
+        }, Math.min(TIMER_MS_MAX, Math.max(0, Math.ceil(deadline - this.now()))));
     }
     perform(effect) {
         switch (effect.do) {

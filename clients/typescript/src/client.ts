@@ -88,6 +88,8 @@ interface Answer<T> {
 type Listener = (event: never) => void;
 
 const SAVE_MS = 100;
+/** A timer that is set to more rings at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 /** What a WebSocket may be closed with from our side. */
 const isOurs = (code: number): boolean => code === 1000 || (code >= 3000 && code <= 4999);
 
@@ -315,7 +317,7 @@ export class Client {
     this.timer = setTimeout(() => {
       this.core.tick(this.now());
       this.run();
-    }, Math.max(0, Math.ceil(deadline - this.now())));
+    }, Math.min(TIMER_MS_MAX, Math.max(0, Math.ceil(deadline - this.now()))));
   }
 
   private perform(effect: Effect): void {

@@ -76,11 +76,20 @@ export class Core {
   constructor(options: Options, random: () => number, snapshot?: Snapshot) {
     this.options = options;
     this.random = random;
+    this.restore(snapshot);
+  }
+
+  /** Storages may be broken: what is no watermark and no message is left out. */
+  private restore(snapshot: Snapshot | undefined): void {
     for (const [convo, seq] of Object.entries(snapshot?.watermarks ?? {})) {
+      if (!Number.isSafeInteger(seq) || seq < 1) continue;
       this.places.set(convo, new Places(seq));
       this.cursors.restore(convo, seq);
     }
-    for (const outgoing of snapshot?.outbox ?? []) this.outbox.add(outgoing);
+    const outbox: unknown = snapshot?.outbox;
+    for (const outgoing of Array.isArray(outbox) ? outbox : []) {
+      if (typeof outgoing?.id === 'string') this.outbox.add(outgoing);
+    }
   }
 
   /** What is to be done next; undefined: nothing for now. */

@@ -230,6 +230,17 @@ describe('sends', () => {
   });
 });
 
+test('a broken storage is like none', () => {
+  for (const snapshot of [
+    {}, [], 'text', 7, { watermarks: 'x', outbox: 'y' }, { watermarks: null, outbox: { a: 1 } },
+    { watermarks: { [CONVO]: 'x', b: -1, c: 1.5 }, outbox: [null, 1, {}, { id: 7 }] },
+  ]) {
+    const bench = new Bench({}, { snapshot }).online().msg(1);
+    assert.deepEqual(bench.seqs(), [1]);
+    assert.deepEqual(bench.take('send'), []);
+  }
+});
+
 describe('messages', () => {
   test('each once, over connections, and in order', () => {
     const bench = new Bench().online().msg(1).msg(2).msg(2).msg(1);
