@@ -374,7 +374,9 @@ struct Report {
 /// `subscribers` of one channel, of whom `present` are connected while it gets `count` messages.
 fn crowd(subscribers: usize, present: usize, count: usize) -> Report {
     let folder = tempfile::tempdir().expect("a folder for temporary files");
-    let cluster = Cluster::start(folder.path().join("data"), &["--shards", "1"]);
+    // They answer no ping.
+    let environment = [("ALDIS_EDGE_HEARTBEAT_MS", "3600000")];
+    let cluster = Cluster::start_with(folder.path().join("data"), &["--shards", "1"], &environment);
     let mut sender = connect(&cluster, "sender");
     for convo in ["alone", "crowd"] {
         ask(&mut sender, json!({"t":"channel.create","convo":convo}));
