@@ -342,7 +342,7 @@ fn a_user_owns_only_so_many() {
 }
 
 /// As large as asked for: `ALDIS_SUBSCRIBERS=100000 ALDIS_LISTENERS=10000 cargo test --release
-/// --test channels -- --nocapture crowd`, with 20,100 descriptors.
+/// --test channels -- --nocapture crowd`, with 10,100 descriptors for each process.
 #[test]
 fn a_crowd_hears_its_channel_and_the_sender_waits_for_none() {
     let number = |name: &str, default: usize| {
@@ -374,7 +374,9 @@ struct Report {
 /// `subscribers` of one channel, of whom `present` are connected while it gets `count` messages.
 fn crowd(subscribers: usize, present: usize, count: usize) -> Report {
     let folder = tempfile::tempdir().expect("a folder for temporary files");
-    let cluster = Cluster::start(folder.path().join("data"), &["--shards", "1"]);
+    // They answer no ping.
+    let environment = [("ALDIS_EDGE_HEARTBEAT_MS", "3600000")];
+    let cluster = Cluster::start_with(folder.path().join("data"), &["--shards", "1"], &environment);
     let mut sender = connect(&cluster, "sender");
     for convo in ["alone", "crowd"] {
         ask(&mut sender, json!({"t":"channel.create","convo":convo}));

@@ -582,6 +582,11 @@ impl Outlet for Links {
         submitted
     }
 
+    fn has_room(&self, peer: PeerId) -> bool {
+        let session = self.peers[peer.0 as usize].session.as_ref();
+        session.is_none_or(Session::has_room)
+    }
+
     fn answered(&mut self, peer: PeerId, number: u64) {
         if let Some(session) = self.peers[peer.0 as usize].known_session() {
             session.answer(number);

@@ -163,9 +163,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let members = frame.list(tag::MEMBERS, &names(&group.members));
             members.integer(tag::VERSION, group.version);
         }
-        Event::Channel { reference, convo, owner, subscribers } => {
-            channel(reference, (convo, owner, subscribers), out);
-        }
+        Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let entries: Vec<Vec<u8>> = heads.iter().map(head_entry).collect();
             let mut frame = Frame::begin(out, event_type::SYNCED);
@@ -457,10 +455,11 @@ fn code_number(code: ErrorCode) -> u64 {
     }
 }
 
-fn channel(reference: Option<i64>, (convo, owner, count): (&str, &str, u64), out: &mut Vec<u8>) {
+fn channel(event: &Event, out: &mut Vec<u8>) {
+    let Event::Channel { reference, convo, owner, subscribers } = *event else { return };
     let mut frame = Frame::begin(out, event_type::CHANNEL);
     frame.reference(reference).text(tag::CONVO, convo).text(tag::OWNER, owner);
-    frame.integer(tag::SUBSCRIBERS, count);
+    frame.integer(tag::SUBSCRIBERS, subscribers);
 }
 
 fn message_fields(message: &Message, out: &mut Vec<u8>) {

@@ -80,9 +80,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.names("admins", &group.admins).names("members", &group.members);
             frame.integer("version", group.version).end();
         }
-        Event::Channel { reference, convo, owner, subscribers } => {
-            channel(reference, (convo, owner, subscribers), out);
-        }
+        Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
             frame.reference(reference).heads(heads).end();
@@ -381,10 +379,11 @@ fn watermark_text(watermark: Watermark) -> &'static str {
     }
 }
 
-fn channel(reference: Option<i64>, (convo, owner, count): (&str, &str, u64), out: &mut Vec<u8>) {
+fn channel(event: &Event, out: &mut Vec<u8>) {
+    let Event::Channel { reference, convo, owner, subscribers } = *event else { return };
     let mut frame = Frame::begin(out, "channel");
     frame.reference(reference).text("convo", convo).text("owner", owner);
-    frame.integer("subscribers", count).end();
+    frame.integer("subscribers", subscribers).end();
 }
 
 fn page_entry(message: &Message, out: &mut Vec<u8>) {

@@ -4,9 +4,10 @@
 //! subscriber reads the same log. A listener is one session of one device; where it stands is kept
 //! here, not with its user, who may be at rest: so a push loads nobody. While a session catches up
 //! its listener is held, and nothing overtakes; once it turns live, everything that was offered
-//! before has been read. Pushes go out in pieces, so that a large channel holds up nobody, and
-//! under a rate. What the rate leaves out is a gap, which the client closes by `sync`; the last
-//! message of all is pushed as soon as the rate lets it, so that the gap is seen.
+//! before has been read. Pushes go out in pieces, so that a large channel holds up nobody, under a
+//! rate, and only while little else is on its way to the edges. What the rate leaves out is a gap,
+//! which the client closes by `sync`; the last message of all is pushed as soon as the rate lets
+//! it, so that the gap is seen.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -25,8 +26,9 @@ use crate::link::{Outlet, PeerId};
 const LOOK_COUNT_MAX: usize = 16_384;
 /// Messages of one channel that are on their way to its listeners. More are left out.
 const PASSING_COUNT_MAX: usize = 256;
-/// How long a turn waits at most while a message waits for the rate.
+/// How long a turn waits at most while a message waits for the rate, or for room on a link.
 const LATE_US: u64 = 10_000;
+const CROWDED_US: u64 = 1_000;
 
 /// A device of a user.
 type Place = (Id, Id);
@@ -73,6 +75,8 @@ pub(super) struct Channels {
     busy: VecDeque<ConversationName>,
     /// Those with a late one, each once.
     late: VecDeque<ConversationName>,
+    /// What was pushed before is still on its way to some edge.
+    is_crowded: bool,
     listener_count: usize,
 }
 
@@ -85,7 +89,8 @@ impl Channels {
     /// The microseconds until there is something to do; `None`: nothing is.
     pub fn wait_us(&self) -> Option<u64> {
         let late = (!self.late.is_empty()).then_some(LATE_US);
-        if self.busy.is_empty() { late } else { Some(1) }
+        let busy = if self.is_crowded { CROWDED_US } else { 1 };
+        if self.busy.is_empty() { late } else { Some(busy) }
     }
 
     /// The last message of a channel that was offered to its listeners; 0: none in this life.
@@ -172,15 +177,18 @@ impl Sequencer {
             }
         }
         let mut left = LOOK_COUNT_MAX;
+        let is_full = |peer: &PeerId| !out.has_room(*peer);
+        self.channels.is_crowded = self.edges.keys().any(is_full);
         while left > 0
+            && !self.channels.is_crowded
             && let Some(convo) = self.channels.busy.pop_front()
         {
             left = left.saturating_sub(self.push_piece(&convo, left, out).max(1));
         }
     }
 
-    /// Sends it on its way if the rate lets it; else it is the late one. `is_listed`: the channel is
-    /// among those that have one.
+    /// Sends it on its way if the rate lets it; else it is the late one. `is_listed`: the channel
+    /// is among those that have one.
     fn let_pass(&mut self, convo: &ConversationName, passing: Passing, is_listed: bool) -> bool {
         let now_us = self.now.monotonic_us;
         let Some(audience) = self.channels.audiences.get_mut(convo) else { return true };
@@ -405,3 +413,6 @@ impl Sequencer {
         rows.filter(|(_, row)| row.is_active).map(|(convo, _)| convo.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
