@@ -171,6 +171,11 @@ impl Chat {
 impl<R: Ring> Application<R> for Chat {
     fn request(&mut self, now: Now, id: ConnectionId, request: &Request, _: &[u8]) -> Decision {
         match self.site.answer(request, self.router.is_draining(), now.unix_ms) {
+            Answer::Connect(Admitted { user, device, ticket: Some(session), .. })
+                if self.router.is_revoked(&user, &device, session) =>
+            {
+                Decision::Respond(self.site.refuse_revoked())
+            }
             Answer::Connect(admitted) => {
                 let subprotocol = admitted.subprotocol.map(Subprotocol::name);
                 self.arriving = Some((id, admitted));

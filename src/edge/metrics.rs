@@ -23,7 +23,7 @@ pub struct Metrics {
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 27] = [
+const COUNTERS: [(&str, &str); 28] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
@@ -49,6 +49,7 @@ const COUNTERS: [(&str, &str); 27] = [
     ("aldis_tokens_total", "Connect requests with a valid token"),
     ("aldis_tickets_total", "Connect requests with a valid ticket"),
     ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
+    ("aldis_revoked_total", "Connections closed with 4004: their device was revoked"),
     ("aldis_stale_sequencers_total", "Sequencers refused because their epoch was superseded"),
     ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
 ];
@@ -112,7 +113,7 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 28] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
@@ -142,6 +143,7 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
         door.tokens,
         door.tickets,
         chat.cut_expired,
+        chat.cut_revoked,
         chat.stale_sequencers,
         chat.unknown_answers,
     ]

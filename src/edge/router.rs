@@ -8,7 +8,7 @@
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
 //! what is counted, `deadlines` when a client's proof of who it is ends,
-//! `pressed` what is different when memory is scarce.
+//! `pressed` what is different when memory is scarce, `revoked` whose tickets are void.
 
 mod answers;
 mod connection;
@@ -19,6 +19,7 @@ mod operations;
 mod pressed;
 mod pushes;
 mod requests;
+mod revoked;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
 use pressed::Rooms;
 use requests::{Requests, Unanswered};
+use revoked::Revoked;
 
 /// Bytes of all operations of a shard that may be unanswered at a time.
 pub const UNANSWERED_SIZE_MAX: usize = 256 * 1024 * 1024;
@@ -53,7 +55,8 @@ pub const ROOM_SIZE: usize = 64 * 1024;
 /// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer. The
 /// queues of the shard must take this and one more frame.
 pub const SLOW_SIZE: usize = 8 * 1024 * 1024;
-/// Close code of a connection whose client's token or ticket has expired.
+/// Close code of a connection whose client's token or ticket has expired, or whose device was
+/// revoked.
 pub const EXPIRED_CODE: u16 = 4004;
 /// How long a drain lets a connection wait for the answers it is owed.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
@@ -129,6 +132,7 @@ pub struct Router {
     /// From a client's send until its `sent`.
     send_latency: Latency,
     deadlines: Deadlines,
+    revoked: Revoked,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
     /// Frames are encoded here; kept for its capacity.
@@ -148,6 +152,7 @@ impl Router {
             counters: Counters::default(),
             send_latency: Latency::default(),
             deadlines: Deadlines::default(),
+            revoked: Revoked::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
         }
@@ -183,13 +188,13 @@ impl Router {
         if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
             self.closed(ConnectionId { generation, ..id }, around);
         }
-        let Admitted { user, device, .. } = &admitted;
-        let (user, device) = (user.clone(), device.clone());
+        let Admitted { user, device, ticket, .. } = &admitted;
+        let (user, device, ticket) = (user.clone(), device.clone(), *ticket);
         let connection = Connection::new(id.generation, admitted);
         *self.slot(id.slot) = Some(connection);
         self.counters.connections += 1;
         self.counters.accepted += 1;
-        let message = ToSequencer::Open { address: self.address(id), user, device };
+        let message = ToSequencer::Open { address: self.address(id), user, device, ticket };
         let request = Unanswered {
             asker: id,
             reference: None,

@@ -95,6 +95,24 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, "convos");
             frame.reference(reference).list("convos", &entries).end();
         }
+        Event::Devices { reference, devices } => {
+            let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
+            let mut frame = Frame::begin(out, "devices");
+            frame.reference(reference).list("devices", &entries).end();
+        }
+        Event::Privacy { reference, hidden } => {
+            let presence = if hidden { "nobody" } else { "everyone" };
+            Frame::begin(out, "privacy").reference(reference).text("presence", presence).end();
+        }
+        Event::Presence { reference, user, online, last_seen } => {
+            let mut frame = Frame::begin(out, "presence");
+            frame.reference(reference).text("user", user);
+            frame.text("state", if online { "online" } else { "offline" });
+            frame.optional("last_seen", last_seen).end();
+        }
+        Event::Typing { convo, from } => {
+            Frame::begin(out, "typing").text("convo", convo).text("from", from).end();
+        }
         Event::Pong { reference, ts } => {
             Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
         }
@@ -134,6 +152,9 @@ struct RawFields<'a> {
     limit: Option<&'a RawValue>,
     members: Option<&'a RawValue>,
     role: Option<&'a RawValue>,
+    device: Option<&'a RawValue>,
+    users: Option<&'a RawValue>,
+    presence: Option<&'a RawValue>,
 }
 
 impl<'a> RawFields<'a> {
@@ -162,6 +183,9 @@ impl<'a> RawFields<'a> {
             "limit" => &mut self.limit,
             "members" => &mut self.members,
             "role" => &mut self.role,
+            "device" => &mut self.device,
+            "users" => &mut self.users,
+            "presence" => &mut self.presence,
             _ => return None,
         })
     }
@@ -175,6 +199,7 @@ impl<'a> RawFields<'a> {
             Field::Before => self.before,
             Field::After => self.after,
             Field::Limit => self.limit,
+            Field::Device => self.device,
         }
     }
 }
@@ -294,8 +319,19 @@ impl Fields for RawFields<'_> {
     }
 
     fn members(&self) -> Option<Vec<Cow<'_, str>>> {
-        let entries: Vec<&RawValue> = serde_json::from_str(self.members?.get()).ok()?;
-        entries.into_iter().map(|entry| text(Some(entry)).ok()?).collect()
+        texts(self.members?)
+    }
+
+    fn users(&self) -> Option<Vec<Cow<'_, str>>> {
+        texts(self.users?)
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        match &*text(self.presence).ok()?? {
+            "nobody" => Some(true),
+            "everyone" => Some(false),
+            _ => None,
+        }
     }
 
     fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault> {
@@ -355,6 +391,12 @@ fn text(field: Option<&RawValue>) -> Result<Option<Cow<'_, str>>, Wrong> {
     Ok(Some(unescaped.into()))
 }
 
+/// A list of texts.
+fn texts(raw: &RawValue) -> Option<Vec<Cow<'_, str>>> {
+    let entries: Vec<&RawValue> = serde_json::from_str(raw.get()).ok()?;
+    entries.into_iter().map(|entry| text(Some(entry)).ok()?).collect()
+}
+
 fn integer(field: Option<&RawValue>) -> Result<Option<i64>, Wrong> {
     let Some(raw) = field else {
         return Ok(None);
@@ -380,6 +422,12 @@ fn watermark_text(watermark: Watermark) -> &'static str {
 
 fn page_entry(message: &Message, out: &mut Vec<u8>) {
     Frame::begin_entry(out).message(message).end();
+}
+
+fn device_entry((device, last_seen): &(Id, u64)) -> Vec<u8> {
+    let mut entry = Vec::new();
+    Frame::begin_entry(&mut entry).text("device", device).integer("last_seen", *last_seen).end();
+    entry
 }
 
 fn standing(standing: &Standing) -> Vec<u8> {

@@ -8,11 +8,13 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
+use super::devices::Devices;
 use super::fanout::Fanout;
 use super::receipts::Due;
 use super::registry::{Held, Registry};
@@ -55,6 +57,9 @@ pub struct Counters {
     pub replaced_total: u64,
     /// Groups made, and changes of membership.
     pub group_changes_total: u64,
+    pub devices_revoked_total: u64,
+    /// Devices whose leaving was logged.
+    pub devices_seen_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
     pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
@@ -99,6 +104,7 @@ pub struct Sequencer {
     pub(super) fanout: Fanout,
     pub(super) gathered: Gathered,
     pub(super) receipts_due: Due,
+    pub(super) devices: Devices,
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
@@ -143,6 +149,7 @@ impl Sequencer {
             fanout: Fanout::default(),
             gathered: Gathered::default(),
             receipts_due: Due::default(),
+            devices: Devices::default(),
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
@@ -194,6 +201,7 @@ impl Sequencer {
             self.advance_fanout(out);
             self.tell_receipts(out);
             self.flush_gathered();
+            self.flush_seen();
             self.keep_budget();
             self.cut_batch(out);
         }
@@ -228,7 +236,8 @@ impl Sequencer {
         }
         let gathers = !self.gathered.rows.is_empty();
         let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
-        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();
+        let seen_us = self.devices.seen.first_us();
+        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).chain(seen_us).min();
         due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
 
@@ -331,6 +340,9 @@ impl Sequencer {
             (answer @ FromStore::User { .. }, Purpose::User(user)) => {
                 self.user_loaded(user, answer, out);
             }
+            (FromStore::Revoked { rows, next, .. }, Purpose::Revoked) => {
+                self.revoked_loaded(rows, next, out);
+            }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
                 self.looked_up(convo, message, out);
             }
@@ -377,6 +389,7 @@ impl Sequencer {
         self.fanout.recover(fanned_out, next_lsn - 1, edges, self.now.monotonic_us);
         self.requests.open();
         self.read_log(out);
+        self.ask_revoked(Bytes::new(), out);
         let present = self.edges.iter().map(|(peer, edge)| (*peer, edge.name.clone()));
         for (peer, name) in present.collect::<Vec<_>>() {
             self.say(peer, ToEdge::Serving { epoch }, out);
@@ -414,8 +427,12 @@ impl Sequencer {
                 }
             }
             Record::Device { user, device, .. } => {
-                self.device_durable(user, device, &decided.waiters, out);
+                self.device_durable(decided.lsn, (user, device), &decided.waiters, out);
             }
+            Record::Revoked { revocation } => {
+                self.revoked_durable(decided.lsn, revocation, &decided.waiters, out);
+            }
+            Record::Seen { .. } | Record::Privacy { .. } => {}
             Record::FannedOut { .. } | Record::Edge { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}
         }
@@ -436,6 +453,7 @@ impl Sequencer {
         if let Some(appender) = &self.appender {
             let epoch = appender.epoch;
             self.say(peer, ToEdge::Serving { epoch }, out);
+            self.tell_all_revoked(peer, out);
             self.note_edge(name, true);
         }
     }
@@ -481,6 +499,14 @@ impl Sequencer {
             }
             ToSequencer::Group { user, convo, change, .. } => {
                 self.group(waiter, user, convo, change, out);
+            }
+            ToSequencer::Devices { user, revoke, .. } => {
+                use super::user::Task;
+                let task = match revoke {
+                    Some(device) => Task::Revoke(waiter, device),
+                    None => Task::Devices(waiter),
+                };
+                self.with_user(user, task, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

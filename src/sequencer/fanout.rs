@@ -425,6 +425,7 @@ impl Sequencer {
                 }
             }
             Record::Device { .. } | Record::FannedOut { .. } => {}
+            Record::Revoked { .. } | Record::Seen { .. } | Record::Privacy { .. } => {}
             Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

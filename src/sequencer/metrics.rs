@@ -16,6 +16,8 @@ pub struct Metrics {
     acknowledgements: Counter,
     replaced: Counter,
     group_changes: Counter,
+    devices_revoked: Counter,
+    devices_seen: Counter,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -60,6 +62,14 @@ impl Metrics {
             group_changes: counter(
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
+            ),
+            devices_revoked: counter(
+                "aldis_devices_revoked_total",
+                "Devices revoked, durably",
+            ),
+            devices_seen: counter(
+                "aldis_devices_seen_total",
+                "Devices whose leaving was logged, once an hour each at most",
             ),
             evicted: counter(
                 "aldis_evicted_total",
@@ -114,6 +124,8 @@ impl Metrics {
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
+        self.devices_revoked.set(counters.devices_revoked_total);
+        self.devices_seen.set(counters.devices_seen_total);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);

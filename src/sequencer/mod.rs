@@ -5,6 +5,7 @@
 pub mod appender;
 pub mod budget;
 mod conversation;
+mod devices;
 pub mod core;
 mod fanout;
 mod group;

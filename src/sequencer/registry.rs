@@ -7,6 +7,7 @@
 use hashbrown::HashMap;
 
 use super::core::Sequencer;
+use super::sessions::Retired;
 use super::stream::Session;
 use super::user::User;
 use crate::link::PeerId;
@@ -19,7 +20,19 @@ struct Resting {
     address: Address,
     number: SessionNumber,
     peer: PeerId,
+    /// When the log says that its device was last there, in hours since 1970, the lower bits.
+    seen_hour: u16,
     manual: bool,
+    is_silent: bool,
+}
+
+// There is one for each of a million sessions.
+const _: () = assert!(size_of::<Resting>() <= 56);
+
+const HOUR_MS: u64 = 3_600_000;
+
+fn hour(ms: u64) -> u16 {
+    (ms / HOUR_MS) as u16
 }
 
 /// See the module.
@@ -33,8 +46,9 @@ impl Registry {
     pub fn rest(&mut self, user: Id, left: User) {
         let sessions = left.devices.into_iter().filter_map(|(device, kept)| {
             let session = kept.session?;
-            let Session { peer, address, number, manual, .. } = *session;
-            Some(Resting { device: (*device).into(), address, number, peer, manual })
+            let Session { peer, address, number, manual, is_silent, .. } = *session;
+            let (device, seen_hour) = ((*device).into(), hour(kept.logged_seen_ms));
+            Some(Resting { device, address, number, peer, seen_hour, manual, is_silent })
         });
         let sessions: Box<[Resting]> = sessions.collect();
         if !sessions.is_empty() {
@@ -46,14 +60,16 @@ impl Registry {
         self.users.contains_key(user)
     }
 
-    /// Drops those of the user's sessions that `gone` names.
-    fn drop_where(&mut self, user: &Id, gone: impl Fn(&Resting) -> bool) {
-        let Some(sessions) = self.users.get_mut(user) else { return };
-        let kept = std::mem::take(sessions).into_iter().filter(|session| !gone(session));
-        *sessions = kept.collect();
+    /// Takes those of the user's sessions that `gone` names.
+    fn take_where(&mut self, user: &Id, gone: impl Fn(&Resting) -> bool) -> Vec<Resting> {
+        let Some(sessions) = self.users.get_mut(user) else { return Vec::new() };
+        let all = std::mem::take(sessions).into_iter();
+        let (taken, kept): (Vec<_>, Vec<_>) = all.partition(gone);
+        *sessions = kept.into();
         if sessions.is_empty() {
             self.users.remove(user);
         }
+        taken
     }
 }
 
@@ -100,9 +116,10 @@ impl Sequencer {
     /// The user has come into memory: his sessions stand in their devices again.
     pub(super) fn wake_sessions(&mut self, user: &Id) {
         for resting in self.registry.users.remove(user).into_iter().flatten() {
-            let Resting { device, address, number, peer, manual } = resting;
+            let Resting { device, address, number, peer, manual, is_silent, .. } = resting;
             let stream = self.next_stream();
-            let session = Session::new(peer, address, number, manual, stream);
+            let mut session = Session::new(peer, address, number, manual, stream);
+            session.is_silent = is_silent;
             let owner = self.users.get_mut(user).expect("loaded by the caller");
             let owner = owner.devices.entry((*device).into()).or_default();
             owner.session = Some(Box::new(session));
@@ -110,19 +127,49 @@ impl Sequencer {
     }
 
     /// A session at rest is over: there is nothing to load its user for.
-    pub(super) fn close_resting(&mut self, user: &Id, address: Address, number: SessionNumber) {
-        self.registry
-            .drop_where(user, |resting| resting.address == address && resting.number == number);
+    pub(super) fn close_resting(
+        &mut self,
+        user: &Id,
+        address: Address,
+        number: SessionNumber,
+        seen_ms: u64,
+    ) {
+        let taken = self
+            .registry
+            .take_where(user, |resting| resting.address == address && resting.number == number);
+        self.left_resting(user, taken, seen_ms);
+    }
+
+    /// Nothing was heard of the client of a session at rest, or it was heard again.
+    pub(super) fn silent_resting(&mut self, user: &Id, retired: &Retired, is_silent: bool) {
+        let sessions = self.registry.users.get_mut(user).into_iter().flatten();
+        let found = sessions
+            .filter(|it| it.address == retired.address && it.number == retired.number);
+        found.for_each(|session| session.is_silent = is_silent);
+    }
+
+    /// Sessions at rest are over: when their devices were last there is remembered, and logged if
+    /// what the log says is not of this hour or the one before.
+    fn left_resting(&mut self, user: &Id, taken: Vec<Resting>, seen_ms: u64) {
+        for resting in taken {
+            let device = Id::from(&*resting.device);
+            if hour(seen_ms).wrapping_sub(resting.seen_hour) > 1 {
+                self.devices.seen.note(user, &device, seen_ms, self.now.monotonic_us);
+            }
+            self.devices.seen.remember(user, &device, seen_ms);
+        }
     }
 
     /// Every session that a user has at this edge shard is over.
     pub(super) fn forget_sessions_at(&mut self, user: &Id, peer: PeerId) {
-        self.registry.drop_where(user, |resting| resting.peer == peer);
+        let seen_ms = self.now.unix_ms;
+        let taken = self.registry.take_where(user, |resting| resting.peer == peer);
+        self.left_resting(user, taken, seen_ms);
         let devices = self.users.get(user).into_iter().flat_map(|user| &user.devices);
         let here = devices.filter(|(_, device)| {
             device.session.as_ref().is_some_and(|session| session.peer == peer)
         });
         let here: Vec<Id> = here.map(|(id, _)| id.clone()).collect();
-        here.iter().for_each(|device| self.forget_session(user, device, peer));
+        here.iter().for_each(|device| self.forget_session(user, device, peer, seen_ms));
     }
 }

@@ -11,10 +11,10 @@ use super::core::Sequencer;
 use super::fanout::Told;
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::{DeviceCursor, Task};
+use super::user::Task;
 use crate::limits::SHARD_SLOT_COUNT_MAX;
 use crate::link::message::{
-    Address, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
+    Address, Code, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
 };
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -40,8 +40,8 @@ pub struct Retired {
 impl Sequencer {
     /// `Open`, `Confirm`, `Retell`, `Close`, `Room`, `Dropped`.
     pub(super) fn session_said(&mut self, waiter: Waiter, said: ToSequencer, out: &mut dyn Outlet) {
-        if let ToSequencer::Open { user, device, .. } = said {
-            return self.with_user(user, Task::Open(waiter, device), out);
+        if let ToSequencer::Open { user, device, ticket, .. } = said {
+            return self.with_user(user, Task::Open(waiter, device, ticket), out);
         }
         out.answered(waiter.peer, waiter.number);
         let retired =
@@ -55,14 +55,19 @@ impl Sequencer {
                 let confirmed = Confirmed { waiter, address, number, device, manual };
                 self.with_user(user, Task::Confirm(confirmed), out);
             }
-            ToSequencer::Close { address, session, user, .. }
-                if !self.users.contains_key(&user) =>
-            {
-                self.close_resting(&user, address, session);
-                self.release(waiter.peer, address, &user);
-            }
             ToSequencer::Close { address, session, user, device } => {
-                self.with_user(user, Task::Close(retired(address, session, device)), out);
+                self.part(user, retired(address, session, device), None, out);
+            }
+            ToSequencer::Lost { address, session, user, device, silent_ms } => {
+                self.part(user, retired(address, session, device), Some(silent_ms), out);
+            }
+            ToSequencer::Silent { address, session, user, device, is_silent } => {
+                let retired = retired(address, session, device);
+                if self.users.contains_key(&user) {
+                    self.with_user(user, Task::Silent(retired, is_silent), out);
+                } else {
+                    self.silent_resting(&user, &retired, is_silent);
+                }
             }
             ToSequencer::Room { address, session, user, device, stream } => {
                 let task = Task::Room(retired(address, session, device), stream);
@@ -74,6 +79,22 @@ impl Sequencer {
             }
             _ => unreachable!("the caller hands on nothing else"),
         }
+    }
+
+    /// A session is over. One at rest needs nobody to be loaded.
+    fn part(
+        &mut self,
+        user: Id,
+        retired: Retired,
+        silent_ms: Option<u64>,
+        out: &mut dyn Outlet,
+    ) {
+        if self.users.contains_key(&user) {
+            return self.with_user(user, Task::Close(retired, silent_ms), out);
+        }
+        let seen_ms = self.now.unix_ms.saturating_sub(silent_ms.unwrap_or(0));
+        self.close_resting(&user, retired.address, retired.number, seen_ms);
+        self.release(retired.peer, retired.address, &user);
     }
 
     /// Runs the task now if the user is at hand, else behind what waits already.
@@ -92,12 +113,17 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, next, .. } = answer else { return };
+        let FromStore::User { devices, cursors, groups, revoked, next, .. } = answer else {
+            return;
+        };
         let complete = next.is_empty();
         let entry = self.users.entry(user.clone()).or_default();
         groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
+        let revoked = revoked.into_iter().map(|gone| (gone.device.clone(), gone));
+        entry.revoked.extend(revoked);
         entry.load(devices, &cursors, complete);
         if complete {
+            self.recall_seen(&user);
             self.wake_sessions(&user);
             self.run_user(&user, out);
         } else {
@@ -112,9 +138,12 @@ impl Sequencer {
             && let Some(task) = entry.tasks.pop_front()
         {
             match task {
-                Task::Open(waiter, device) => self.open(user, waiter, device, out),
+                Task::Open(waiter, device, ticket) => self.open(user, waiter, device, ticket, out),
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
-                Task::Close(retired) => self.close(user, &retired, out),
+                Task::Close(retired, silent_ms) => self.close(user, &retired, silent_ms, out),
+                Task::Silent(retired, is_silent) => self.silent(user, &retired, is_silent),
+                Task::Devices(waiter) => self.tell_devices(user, waiter, out),
+                Task::Revoke(waiter, device) => self.revoke(user, waiter, device, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, due) => self.sync_loaded(user, asked, due, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
@@ -133,8 +162,21 @@ impl Sequencer {
     }
 
     /// Numbers a session. A device that was not known is logged first, with where it starts.
-    fn open(&mut self, user: &Id, waiter: Waiter, device: Id, out: &mut dyn Outlet) {
+    fn open(
+        &mut self,
+        user: &Id,
+        waiter: Waiter,
+        device: Id,
+        ticket: Option<SessionNumber>,
+        out: &mut dyn Outlet,
+    ) {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
+        if ticket.is_some_and(|session| entry.is_revoked(&device, session)) {
+            return match entry.revoking.contains_key(&device) {
+                true => self.refuse(waiter, Code::Unavailable, "it is being revoked", out),
+                false => self.refuse(waiter, Code::Forbidden, "the device was revoked", out),
+            };
+        }
         if entry.devices.get(&device).is_some_and(|device| device.known) {
             return self.number(waiter, out);
         }
@@ -146,14 +188,13 @@ impl Sequencer {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let starting = entry.starting_cursors();
         let owner = entry.devices.entry(device.clone()).or_default();
+        (owner.seen_ms, owner.logged_seen_ms) = (self.now.unix_ms, self.now.unix_ms);
         let mut rows = Vec::new();
         for (convo, cursor) in starting {
             // A crash may have left a part of its rows: only the others are news.
             if !owner.cursors.contains_key(&convo) {
-                let DeviceCursor { delivered, read, marker, .. } = cursor;
-                owner.cursors.insert(convo.clone(), cursor);
-                let (user, device) = (user.clone(), device.clone());
-                rows.push(Cursor { user, device, convo, delivered, read, marker });
+                rows.push(cursor.row(user, &device, &convo));
+                owner.cursors.insert(convo, cursor);
             }
         }
         let lsn = self.log_device(user.clone(), device.clone(), rows, waiter);
@@ -183,13 +224,14 @@ impl Sequencer {
     /// The device's record is durable: whoever opened its first sessions may go on.
     pub(super) fn device_durable(
         &mut self,
-        user: &Id,
-        device: &Id,
+        lsn: u64,
+        (user, device): (&Id, &Id),
         waiters: &[Waiter],
         out: &mut dyn Outlet,
     ) {
         let entry = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
-        if let Some(device) = entry {
+        // One that was revoked meanwhile, and is new again, waits for a later record.
+        if let Some(device) = entry.filter(|device| device.logged_at.is_none_or(|at| at <= lsn)) {
             device.known = true;
         }
         waiters.iter().for_each(|waiter| self.number(*waiter, out));
@@ -208,8 +250,16 @@ impl Sequencer {
             return;
         }
         let entry = self.users.get_mut(user).expect("loaded by the caller");
-        let owner = entry.devices.entry(device.clone()).or_default();
         let target = PushTarget { address, session: number, stream: 0 };
+        // Nobody has a session whose device is not in the log, unless it was revoked since.
+        let is_known = entry.devices.contains_key(&device);
+        if !is_known || entry.is_revoked(&device, number) {
+            return match entry.revoking.get(&device).copied() {
+                Some(lsn) => self.leaves(lsn, waiter.peer, target),
+                None => self.say(waiter.peer, ToEdge::Cut { target }, out),
+            };
+        }
+        let owner = entry.devices.entry(device.clone()).or_default();
         let older = match &owner.session {
             Some(session) if session.number > number => (waiter.peer, target),
             Some(session) if session.number == number && session.address == address => return,
@@ -231,6 +281,7 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.held.insert(address.slot, user.clone());
         }
+        self.devices.seen.forget(user, &device);
         let stream = self.next_stream();
         self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
@@ -242,16 +293,32 @@ impl Sequencer {
         }
     }
 
-    fn close(&mut self, user: &Id, retired: &Retired, out: &mut dyn Outlet) {
+    fn close(
+        &mut self,
+        user: &Id,
+        retired: &Retired,
+        silent_ms: Option<u64>,
+        out: &mut dyn Outlet,
+    ) {
         if self.has_session(user, retired) {
+            let seen_ms = self.now.unix_ms.saturating_sub(silent_ms.unwrap_or(0));
             self.abandon(user, &retired.device, out);
-            self.forget_session(user, &retired.device, retired.peer);
+            self.forget_session(user, &retired.device, retired.peer, seen_ms);
             self.release(retired.peer, retired.address, user);
         }
     }
 
+    /// Nothing was heard of the client for a while, or it was heard again.
+    fn silent(&mut self, user: &Id, retired: &Retired, is_silent: bool) {
+        if self.has_session(user, retired)
+            && let Some(session) = self.session(user, &retired.device)
+        {
+            session.is_silent = is_silent;
+        }
+    }
+
     /// The slot of that edge holds no session of this user any more.
-    fn release(&mut self, peer: PeerId, address: Address, user: &Id) {
+    pub(super) fn release(&mut self, peer: PeerId, address: Address, user: &Id) {
         if let Some(edge) = self.edges.get_mut(&peer) {
             edge.held.remove(address.slot, user);
         }
@@ -267,7 +334,13 @@ impl Sequencer {
 
     /// The connection is gone: what was pushed and not acknowledged stays with the device, and is
     /// marked now, since nobody is there to acknowledge it.
-    pub(super) fn forget_session(&mut self, user: &Id, device: &Id, peer: PeerId) {
+    pub(super) fn forget_session(
+        &mut self,
+        user: &Id,
+        device: &Id,
+        peer: PeerId,
+        seen_ms: u64,
+    ) {
         let Some(entry) = self.users.get_mut(user) else {
             return;
         };
@@ -277,9 +350,12 @@ impl Sequencer {
         if owner.session.as_ref().is_some_and(|session| session.peer != peer) {
             return;
         }
-        owner.session = None;
+        if owner.session.take().is_none() {
+            return;
+        }
         let behind = owner.cursors.iter().filter(|(_, c)| c.marker == 0 && c.is_behind());
         let behind: Vec<ConversationName> = behind.map(|(convo, _)| convo.clone()).collect();
         behind.iter().for_each(|convo| self.mark(user, device, convo));
+        self.note_left(user, device, seen_ms);
     }
 }

@@ -80,6 +80,8 @@ pub struct Session {
     pub number: SessionNumber,
     /// Nothing is pushed before the first `sync`.
     pub manual: bool,
+    /// Its client may be gone: nothing was heard of it for a while.
+    pub is_silent: bool,
     stream: u64,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
@@ -129,6 +131,7 @@ impl Session {
             address,
             number,
             manual,
+            is_silent: false,
             stream,
             positions: BTreeMap::new(),
             requests: VecDeque::new(),

@@ -24,11 +24,15 @@ pub enum Keyspace {
     Memberships = 8,
     /// (conversation): the version of a group.
     Groups = 9,
+    /// (user, device): devices that were revoked.
+    Revoked = 20,
+    /// (user): those who hide their presence.
+    Hidden = 21,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 10] = [
+    pub const ALL: [Keyspace; 12] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -39,6 +43,8 @@ impl Keyspace {
         Keyspace::Members,
         Keyspace::Memberships,
         Keyspace::Groups,
+        Keyspace::Revoked,
+        Keyspace::Hidden,
     ];
 }
 

@@ -15,7 +15,7 @@ use crate::edge::connection::{ArrivingRequest, Connection, Flags, Listening, Out
 use crate::edge::router::{ClientState, RouterState};
 
 /// See the module.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 wire_struct! {
     /// A shard, all but its connections.

@@ -6,6 +6,9 @@ mod tokens;
 use proptest::prelude::*;
 
 use super::*;
+use crate::edge::ticket::TICKET_LIFETIME_MS;
+
+const SESSION: SessionNumber = SessionNumber { epoch: 1, counter: 7 };
 
 fn door() -> Door {
     Door::new(
@@ -83,10 +86,10 @@ fn who_says_it_badly_is_refused() {
 
 #[test]
 fn a_ticket_alone_suffices() {
-    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    let ticket = Tickets::new(b"secret").issue_until("alice", "phone", SESSION, 4_000 + TICKET_LIFETIME_MS);
     assert_eq!(identity(&format!("?ticket={ticket}")), pair("alice", "phone"));
     assert_eq!(identity(&format!("?user=alice&ticket={ticket}")), pair("alice", "phone"));
-    let foreign = Tickets::new(b"other").issue("alice", "phone", 4_000);
+    let foreign = Tickets::new(b"other").issue_until("alice", "phone", SESSION, 4_000 + TICKET_LIFETIME_MS);
     let refused = [
         format!("?ticket={foreign}"),
         format!("?user=alice&ticket={foreign}"),
@@ -103,7 +106,7 @@ fn a_ticket_alone_suffices() {
 
 #[test]
 fn what_is_believed_has_no_end() {
-    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    let ticket = Tickets::new(b"secret").issue_until("alice", "phone", SESSION, 4_000 + TICKET_LIFETIME_MS);
     for query in ["?user=alice".to_owned(), format!("?ticket={ticket}")] {
         assert_eq!(admit(&query, "").map(|admitted| admitted.term), Ok(Term::default()));
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::connection::Phase;
 use super::requests::Unanswered;
-use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use super::{ConnectionId, EXPIRED_CODE, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
 use crate::limits::GROUP_MEMBER_COUNT_MAX;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
@@ -59,6 +59,8 @@ impl Router {
                     router.say(request.asker, &list, around);
                 })
             }
+            ToEdge::Privacy { .. } | ToEdge::Watched { .. } => {}
+            ToEdge::Presence { .. } | ToEdge::Typing { .. } => {}
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {
@@ -69,6 +71,14 @@ impl Router {
                 let event = Event::Receipt { convo: &convo, seq, watermark, by: &by, tally };
                 self.push(&target, &event, around);
             }
+            ToEdge::Devices { to, devices } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Devices { reference, devices: &devices }, around);
+            }),
+            ToEdge::Revoked { revocations } => {
+                self.revoked.note(revocations, around.now.unix_ms);
+            }
+            ToEdge::Cut { target } => self.cut_revoked(&target, around),
             ToEdge::Replaced { target } => {
                 if let Some(id) = self.addressee(&target) {
                     self.cut(id, Goodbye::Replaced, None, around);
@@ -135,6 +145,11 @@ impl Router {
             return;
         }
         let id = match &request.message {
+            ToSequencer::Open { .. } if code == ErrorCode::Forbidden => {
+                self.counters.cut_revoked += 1;
+                self.close(asker, EXPIRED_CODE, "the device was revoked", around);
+                return;
+            }
             ToSequencer::Open { .. } => {
                 self.cut(asker, Goodbye::Overload, retry_ms.or(Some(RETRY_MS)), around);
                 return;
@@ -151,7 +166,7 @@ impl Router {
 
     fn session_opened(&mut self, to: u64, session: SessionNumber, around: &mut Surroundings) {
         self.answer(to, around, |router, request, around| {
-            let ToSequencer::Open { address, user, device } = &request.message else {
+            let ToSequencer::Open { address, user, device, .. } = &request.message else {
                 router.counters.unknown_answers += 1;
                 return;
             };
@@ -184,7 +199,7 @@ impl Router {
         let ticket_ends = around.now.unix_ms + TICKET_LIFETIME_MS;
         let ticket_ends = ticket_ends.min(connection.ticket_ends_unix_ms);
         self.counters.welcomed += 1;
-        let ticket = self.options.tickets.issue_until(&user, &device, ticket_ends);
+        let ticket = self.options.tickets.issue_until(&user, &device, session, ticket_ends);
         let server = self.options.server.clone();
         let welcome = Event::Welcome {
             user: &user,

@@ -33,6 +33,8 @@ pub struct Counters {
     pub cut_slow: u64,
     /// Connections closed because the token or ticket of their client expired.
     pub cut_expired: u64,
+    /// Connections closed because their device was revoked.
+    pub cut_revoked: u64,
     /// Answers to nothing that was asked. Must read 0.
     pub unknown_answers: u64,
     /// Entries of the link that could not be decoded. Must read 0.

@@ -7,7 +7,7 @@ use super::connection::{Barrier, Connection, Parked, Phase, Ping};
 use super::requests::{Unanswered, Waiting};
 use super::{ConnectionId, ErrorCode, Router};
 use crate::link::message::{SessionNumber, Target, ToSequencer, Watermark};
-use crate::link::record::{Body, ConversationName, Id};
+use crate::link::record::{Body, ConversationName, Id, Revocation};
 use crate::link::wire::{wire_enum, wire_struct};
 use crate::protocol::Subprotocol;
 use crate::protocol::operation::{Operation, Rejected, Request};
@@ -24,6 +24,7 @@ wire_struct! {
         pub waiting: Vec<WaitingState>,
         /// When connections end because their client's proof does: time and connection.
         pub deadlines: Vec<(u64, (u32, u32))>,
+        pub revoked: Vec<Revocation>,
     }
 }
 
@@ -130,6 +131,7 @@ impl Router {
             turn_last: self.requests.turn_last,
             unanswered: unanswered.collect(),
             waiting: waiting.collect(),
+            revoked: self.revoked.all(),
             deadlines: self
                 .deadlines
                 .iter()
@@ -142,6 +144,8 @@ impl Router {
     pub fn continue_from(&mut self, state: RouterState) {
         self.epoch = state.epoch;
         self.refuses_sequencer = state.refuses_sequencer;
+        // They are as young as they were.
+        self.revoked.note(state.revoked, 0);
         for (at_ms, (slot, generation)) in state.deadlines {
             self.deadlines.insert(at_ms, ConnectionId { slot, generation });
         }

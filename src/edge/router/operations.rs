@@ -17,7 +17,15 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request { reference, operation: Operation::Later(_) }) => {
+            Ok(Request {
+                reference,
+                operation:
+                    Operation::Later(_)
+                    | Operation::Privacy { .. }
+                    | Operation::Typing { .. }
+                    | Operation::PresenceSubscribe { .. }
+                    | Operation::PresenceUnsubscribe { .. },
+            }) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -140,6 +148,12 @@ fn request_of(
         Operation::Group { convo, change } => {
             Some(ToSequencer::Group { address, user, convo, change })
         }
+        Operation::Devices => Some(ToSequencer::Devices { address, user, revoke: None }),
+        Operation::Revoke { device } => {
+            Some(ToSequencer::Devices { address, user, revoke: Some(device) })
+        }
+        Operation::Privacy { .. } | Operation::Typing { .. } => None,
+        Operation::PresenceSubscribe { .. } | Operation::PresenceUnsubscribe { .. } => None,
         Operation::Ping | Operation::Later(_) => None,
     }
 }

@@ -31,6 +31,8 @@ impl Unanswered {
     fn happens_once(&self) -> bool {
         match &self.message {
             ToSequencer::Group { change, .. } => *change != GroupChange::Info,
+            ToSequencer::Devices { revoke, .. } => revoke.is_some(),
+            ToSequencer::Privacy { .. } => true,
             _ => false,
         }
     }

@@ -160,9 +160,11 @@ fn reads_answer_what_was_written() {
     assert_eq!(found, expected);
 
     let found = harness.get(&ToStore::LoadUser { user: "bob".into(), after: Bytes::new() });
-    let (to, devices) = (harness.number, vec!["pad".into()]);
+    let (to, devices) = (harness.number, vec![("pad".into(), 5)]);
     let (cursors, groups, next) = (vec![cursor], Vec::new(), Bytes::new());
-    assert_eq!(found, FromStore::User { to, devices, cursors, groups, next });
+    let (revoked, hidden) = (Vec::new(), false);
+    let user = FromStore::User { to, devices, cursors, groups, revoked, hidden, next };
+    assert_eq!(found, user);
 
     let lookup =
         |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };

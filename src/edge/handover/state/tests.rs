@@ -97,6 +97,7 @@ fn every_prefix_of_a_shard_and_a_batch_is_refused() {
         turn_last: 9,
         unanswered: Vec::new(),
         waiting: vec![crate::edge::router::WaitingState::Notice { message: notice }],
+        revoked: Vec::new(),
         deadlines: vec![(5, (1, 2))],
     };
     let link = LinkState { incarnation: 8, next_session: 1, session: None };
