@@ -4,6 +4,7 @@ use crate::framer::frame::{encode_compressed_frame, frame_size};
 use crate::framer::{Framer, Opcode, encode_close, encode_frame};
 
 use super::application::End;
+use crate::limits::SILENT_MS;
 
 /// From accept to the end of the request, in milliseconds.
 pub const HANDSHAKE_MS: u64 = 10_000;
@@ -108,6 +109,8 @@ pub struct Flags {
     pub is_watched: bool,
     /// A ping is out and nothing was heard since.
     pub is_pinged: bool,
+    /// The application knows that nothing was heard for long.
+    pub is_silent: bool,
     /// The whole close may take [`CLOSE_MS`], sending included.
     pub is_cut: bool,
     /// The peer's stream has ended.
@@ -292,6 +295,8 @@ pub enum Due {
     Finish,
     /// Ping.
     Ping,
+    /// Tell the application that nothing was heard for long.
+    Silence,
     /// Leave the busy tier.
     Calm,
     /// Close with a reason.
@@ -317,7 +322,12 @@ impl Connection {
 
     fn due_open(&self, now_ms: u64, pace: Pace) -> Due {
         let heartbeat = if self.flags.is_pinged {
-            after(now_ms, self.since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
+            let cut = after(now_ms, self.since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent));
+            let silence = match self.flags.is_silent {
+                true => Due::At(u64::MAX),
+                false => after(now_ms, self.since_ms + SILENT_MS, Due::Silence),
+            };
+            cut.or(silence)
         } else {
             after(now_ms, self.since_ms + pace.heartbeat_ms, Due::Ping)
         };

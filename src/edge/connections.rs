@@ -115,6 +115,8 @@ pub struct Connections {
     pub(super) now: Now,
     pub(super) dirty: Vec<ConnectionId>,
     pub(super) ended: Vec<(ConnectionId, End)>,
+    /// Of whom nothing was heard for long, and who was heard again.
+    pub(super) silences: Vec<(ConnectionId, bool)>,
     pub(super) drained: Vec<ConnectionId>,
     pub(super) gone: Vec<ConnectionId>,
     /// Those that have left the busy tier, whose multishot receive is to end.
@@ -152,6 +154,7 @@ impl Connections {
             now,
             dirty: Vec::new(),
             ended: Vec::new(),
+            silences: Vec::new(),
             drained: Vec::new(),
             gone: Vec::new(),
             calmed: Vec::new(),
@@ -423,6 +426,9 @@ impl Connections {
         if let Some(connection) = self.open_mut(id) {
             connection.since_ms = now_ms;
             connection.flags.is_pinged = false;
+            if std::mem::take(&mut connection.flags.is_silent) {
+                self.silences.push((id, false));
+            }
         }
     }
 
@@ -622,6 +628,10 @@ impl Connections {
             Due::Ping => {
                 connection.flags.is_pinged = true;
                 self.queue(id, |outbound| outbound.push_control(Opcode::Ping, b""));
+            }
+            Due::Silence => {
+                connection.flags.is_silent = true;
+                self.silences.push((id, true));
             }
             Due::Calm => self.calm(id),
             Due::Cut(End::Slow) => self.cut(id, 4003, "slow", End::Slow),

@@ -8,7 +8,8 @@
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
 //! what is counted, `deadlines` when a client's proof of who it is ends,
-//! `pressed` what is different when memory is scarce, `revoked` whose tickets are void.
+//! `pressed` what is different when memory is scarce, `revoked` whose tickets are void,
+//! `presence` who looks at whom.
 
 mod answers;
 mod connection;
@@ -16,6 +17,7 @@ mod counters;
 mod deadlines;
 mod handover;
 mod operations;
+mod presence;
 mod pressed;
 mod pushes;
 mod requests;
@@ -38,6 +40,8 @@ pub use counters::Counters;
 use deadlines::Deadlines;
 pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
+use presence::Presence;
+pub use presence::{SubscriptionState, View};
 use pressed::Rooms;
 use requests::{Requests, Unanswered};
 use revoked::Revoked;
@@ -133,6 +137,7 @@ pub struct Router {
     send_latency: Latency,
     deadlines: Deadlines,
     revoked: Revoked,
+    presence: Presence,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
     /// Frames are encoded here; kept for its capacity.
@@ -153,6 +158,7 @@ impl Router {
             send_latency: Latency::default(),
             deadlines: Deadlines::default(),
             revoked: Revoked::default(),
+            presence: Presence::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
         }
@@ -186,7 +192,7 @@ impl Router {
     pub fn opened(&mut self, id: ConnectionId, admitted: Admitted, around: &mut Surroundings) {
         // A slot's earlier tenant that was never reported closed is gone all the same.
         if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
-            self.closed(ConnectionId { generation, ..id }, around);
+            self.closed(ConnectionId { generation, ..id }, Some(0), around);
         }
         let Admitted { user, device, ticket, .. } = &admitted;
         let (user, device, ticket) = (user.clone(), device.clone(), *ticket);
@@ -271,8 +277,15 @@ impl Router {
     }
 
     /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
-    /// answers will find nobody.
-    pub fn closed(&mut self, id: ConnectionId, around: &mut Surroundings) {
+    /// answers will find nobody. `silent_ms`: its client has not said farewell, and was heard last
+    /// so long ago.
+    pub fn closed(
+        &mut self,
+        id: ConnectionId,
+        silent_ms: Option<u64>,
+        around: &mut Surroundings,
+    ) {
+        self.unsubscribe_all(id, around);
         let Some(connection) = self.slot(id.slot).take_if(|is| is.generation == id.generation)
         else {
             return;
@@ -282,9 +295,33 @@ impl Router {
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
             let Connection { user, device, .. } = connection;
-            let close = ToSequencer::Close { address: self.address(id), session, user, device };
-            self.requests.tell(close, around.outlet);
+            let address = self.address(id);
+            let notice = match silent_ms {
+                None => ToSequencer::Close { address, session, user, device },
+                Some(silent_ms) => {
+                    ToSequencer::Lost { address, session, user, device, silent_ms }
+                }
+            };
+            self.requests.tell(notice, around.outlet);
         }
+    }
+
+    /// Nothing was heard of a client for `SILENT_MS`, or it was heard again.
+    pub fn silence(&mut self, id: ConnectionId, is_silent: bool, around: &mut Surroundings) {
+        let address = self.address(id);
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        if let Some(session) = connection.session() {
+            let (user, device) = (connection.user.clone(), connection.device.clone());
+            let silent = ToSequencer::Silent { address, session, user, device, is_silent };
+            self.requests.tell(silent, around.outlet);
+        }
+    }
+
+    /// News of presence wait for their turn.
+    pub fn has_news(&self) -> bool {
+        self.presence.has_news()
     }
 
     /// What the link has to say about the sequencer, or from it.
@@ -310,6 +347,7 @@ impl Router {
     pub fn tick(&mut self, around: &mut Surroundings) {
         self.requests.flush(around.outlet);
         self.tell_held_rooms(around);
+        self.tell_presence(around);
         for (turn, request) in self.requests.expire(around.now, WAIT_MS_MAX) {
             self.counters.expired += 1;
             let message = "the backend did not come back in time";
@@ -372,7 +410,8 @@ impl Router {
                 });
             }
         }
-        let notices = retells.into_iter().chain([ToSequencer::Retold]);
+        let notices = retells.into_iter().chain(self.presence.rewatches());
+        let notices = notices.chain([ToSequencer::Retold]);
         self.requests.begin(notices, around.outlet);
     }
 
@@ -410,7 +449,7 @@ impl Router {
             self.counters.cut_slow += 1;
             let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());
             around.clients.cut_slow(id, code, reason);
-            self.closed(id, around);
+            self.closed(id, Some(0), around);
         }
     }
 
@@ -434,7 +473,7 @@ impl Router {
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str, around: &mut Surroundings) {
         if self.connection(id).is_some() {
             around.clients.close(id, code, reason);
-            self.closed(id, around);
+            self.closed(id, Some(0), around);
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Task {
     Page(PageAsked),
     Sync(Id, Asked, Named),
     Group(Waiter, Id, GroupChange),
+    /// Of a user and a device.
+    Typing(Waiter, Id, Id),
 }
 
 /// A send that has its place and is not durable yet.

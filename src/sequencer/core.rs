@@ -16,10 +16,12 @@ use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::devices::Devices;
 use super::fanout::Fanout;
+use super::presence::Presences;
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
-use super::user::User;
+use super::typing::Typing;
+use super::user::{Task, User};
 use crate::admin::Latency;
 use crate::clock::Now;
 use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
@@ -58,6 +60,10 @@ pub struct Counters {
     /// Groups made, and changes of membership.
     pub group_changes_total: u64,
     pub devices_revoked_total: u64,
+    /// Rows of presence told to edges as news.
+    pub presence_total: u64,
+    /// Clients to whom edges were told to say that somebody is typing.
+    pub typing_total: u64,
     /// Devices whose leaving was logged.
     pub devices_seen_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
@@ -105,6 +111,8 @@ pub struct Sequencer {
     pub(super) gathered: Gathered,
     pub(super) receipts_due: Due,
     pub(super) devices: Devices,
+    pub(super) presences: Presences,
+    pub(super) typing: Typing,
     pub(super) budget: Budget,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
@@ -150,6 +158,8 @@ impl Sequencer {
             gathered: Gathered::default(),
             receipts_due: Due::default(),
             devices: Devices::default(),
+            presences: Presences::default(),
+            typing: Typing::default(),
             budget,
             residents: Residents::default(),
             sessions_counter: 0,
@@ -200,6 +210,7 @@ impl Sequencer {
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.tell_receipts(out);
+            self.tell_presence(out);
             self.flush_gathered();
             self.flush_seen();
             self.keep_budget();
@@ -224,6 +235,11 @@ impl Sequencer {
         self.edges.values().map(|edge| edge.held.count()).sum()
     }
 
+    /// Users whose presence somebody looks at.
+    pub fn watched_count(&self) -> usize {
+        self.presences.count()
+    }
+
     /// Positions between the end of the log and what fan-out has settled.
     pub fn fanout_lag(&self) -> u64 {
         self.durable_lsn().saturating_sub(self.fanout.position())
@@ -236,8 +252,13 @@ impl Sequencer {
         }
         let gathers = !self.gathered.rows.is_empty();
         let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
-        let seen_us = self.devices.seen.first_us();
-        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).chain(seen_us).min();
+        let others = [
+            flush_us,
+            self.receipts_due.first_us(),
+            self.devices.seen.first_us(),
+            self.presences.first_us(),
+        ];
+        let due_us = others.into_iter().flatten().min();
         due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
 
@@ -432,7 +453,10 @@ impl Sequencer {
             Record::Revoked { revocation } => {
                 self.revoked_durable(decided.lsn, revocation, &decided.waiters, out);
             }
-            Record::Seen { .. } | Record::Privacy { .. } => {}
+            Record::Privacy { user, hidden } => {
+                self.privacy_durable(user, *hidden, &decided.waiters, out);
+            }
+            Record::Seen { .. } => {}
             Record::FannedOut { .. } | Record::Edge { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}
         }
@@ -462,6 +486,7 @@ impl Sequencer {
         let Some(edge) = self.edges.remove(&peer) else {
             return;
         };
+        self.presences.forget_edge(peer);
         for user in edge.held.into_users() {
             self.forget_sessions_at(&user, peer);
         }
@@ -495,18 +520,32 @@ impl Sequencer {
                 self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);
             }
             ToSequencer::Conversations { user, after, limit, .. } => {
-                self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+                self.with_user(user, Task::List { waiter, after, limit }, out);
             }
             ToSequencer::Group { user, convo, change, .. } => {
                 self.group(waiter, user, convo, change, out);
             }
             ToSequencer::Devices { user, revoke, .. } => {
-                use super::user::Task;
                 let task = match revoke {
                     Some(device) => Task::Revoke(waiter, device),
                     None => Task::Devices(waiter),
                 };
                 self.with_user(user, task, out);
+            }
+            ToSequencer::Privacy { user, hidden, .. } => {
+                self.with_user(user, Task::Privacy(waiter, hidden), out);
+            }
+            ToSequencer::Watch { users, .. } => self.watch(waiter, users, out),
+            ToSequencer::Rewatch { users } => {
+                self.rewatch(peer, users, out);
+                out.answered(peer, number);
+            }
+            ToSequencer::Unwatch { users } => {
+                self.unwatch(peer, &users);
+                out.answered(peer, number);
+            }
+            ToSequencer::Typing { user, device, convo, .. } => {
+                self.typing(waiter, (user, device), convo, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

@@ -209,7 +209,11 @@ impl Sequencer {
         if self.users.contains_key(user) {
             waiters.iter().for_each(|waiter| self.tell_devices(user, *waiter, out));
         }
-        for (peer, target) in self.devices.leaving.remove(&lsn).unwrap_or_default() {
+        let leaving = self.devices.leaving.remove(&lsn).unwrap_or_default();
+        if !leaving.is_empty() {
+            self.presence_left(user, revocation.ts, 0);
+        }
+        for (peer, target) in leaving {
             self.say(peer, ToEdge::Cut { target }, out);
         }
     }

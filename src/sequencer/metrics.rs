@@ -18,6 +18,9 @@ pub struct Metrics {
     group_changes: Counter,
     devices_revoked: Counter,
     devices_seen: Counter,
+    presence: Counter,
+    typing: Counter,
+    watched: Gauge,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -71,6 +74,12 @@ impl Metrics {
                 "aldis_devices_seen_total",
                 "Devices whose leaving was logged, once an hour each at most",
             ),
+            presence: counter(
+                "aldis_presence_told_total",
+                "Changes of presence handed to edges, of users that somebody looks at",
+            ),
+            typing: counter("aldis_typing_told_total", "Sessions told that somebody is typing"),
+            watched: registry.gauge("aldis_presence_watched", "Users that somebody looks at"),
             evicted: counter(
                 "aldis_evicted_total",
                 "Conversations and users dropped from memory to stay within the budget",
@@ -126,6 +135,9 @@ impl Metrics {
         self.group_changes.set(counters.group_changes_total);
         self.devices_revoked.set(counters.devices_revoked_total);
         self.devices_seen.set(counters.devices_seen_total);
+        self.presence.set(counters.presence_total);
+        self.typing.set(counters.typing_total);
+        self.watched.set(logic.watched_count() as _);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);

@@ -15,12 +15,14 @@ mod membership;
 mod metrics;
 pub mod options;
 mod order;
+mod presence;
 pub mod process;
 mod receipts;
 mod registry;
 mod requests;
 mod sessions;
 mod stream;
+mod typing;
 mod user;
 
 #[cfg(test)]

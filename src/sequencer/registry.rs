@@ -7,11 +7,12 @@
 use hashbrown::HashMap;
 
 use super::core::Sequencer;
+use super::presence::SILENT_US;
 use super::sessions::Retired;
 use super::stream::Session;
 use super::user::User;
 use crate::link::PeerId;
-use crate::link::message::{Address, SessionNumber};
+use crate::link::message::{Address, PushTarget, SessionNumber};
 use crate::link::record::Id;
 
 /// A session at rest.
@@ -58,6 +59,25 @@ impl Registry {
 
     pub fn contains(&self, user: &Id) -> bool {
         self.users.contains_key(user)
+    }
+
+    /// Whether one of the user's sessions shows signs of life.
+    pub fn is_online(&self, user: &Id) -> bool {
+        self.users.get(user).into_iter().flatten().any(|session| !session.is_silent)
+    }
+
+    /// The user's sessions that are pushed to, with their devices.
+    pub fn live_sessions(
+        &self,
+        user: &Id,
+    ) -> impl Iterator<Item = (Id, PeerId, PushTarget)> {
+        let sessions = self.users.get(user).into_iter().flatten();
+        sessions.filter(|session| !session.manual).map(|session| {
+            let Resting { device, address, number, peer, .. } = session;
+            // A session that wakes up begins a stream above all.
+            let target = PushTarget { address: *address, session: *number, stream: 0 };
+            (Id::from(&**device), *peer, target)
+        })
     }
 
     /// Takes those of the user's sessions that `gone` names.
@@ -126,18 +146,20 @@ impl Sequencer {
         }
     }
 
-    /// A session at rest is over: there is nothing to load its user for.
+    /// A session at rest is over: there is nothing to load its user for. Whether there was one.
     pub(super) fn close_resting(
         &mut self,
         user: &Id,
         address: Address,
         number: SessionNumber,
         seen_ms: u64,
-    ) {
+    ) -> bool {
         let taken = self
             .registry
             .take_where(user, |resting| resting.address == address && resting.number == number);
+        let found = !taken.is_empty();
         self.left_resting(user, taken, seen_ms);
+        found
     }
 
     /// Nothing was heard of the client of a session at rest, or it was heard again.
@@ -145,7 +167,14 @@ impl Sequencer {
         let sessions = self.registry.users.get_mut(user).into_iter().flatten();
         let found = sessions
             .filter(|it| it.address == retired.address && it.number == retired.number);
-        found.for_each(|session| session.is_silent = is_silent);
+        let mut count = 0;
+        found.for_each(|session| {
+            session.is_silent = is_silent;
+            count += 1;
+        });
+        if count > 0 {
+            self.presence_silent(user, is_silent);
+        }
     }
 
     /// Sessions at rest are over: when their devices were last there is remembered, and logged if
@@ -171,5 +200,6 @@ impl Sequencer {
         });
         let here: Vec<Id> = here.map(|(id, _)| id.clone()).collect();
         here.iter().for_each(|device| self.forget_session(user, device, peer, seen_ms));
+        self.presence_left(user, seen_ms, SILENT_US);
     }
 }

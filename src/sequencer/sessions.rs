@@ -9,10 +9,11 @@ use bytes::Bytes;
 use super::appender::Waiter;
 use super::core::Sequencer;
 use super::fanout::Told;
+use super::presence::{FAREWELL_US, SILENT_US};
 use super::requests::Purpose;
 use super::stream::Session;
 use super::user::Task;
-use crate::limits::SHARD_SLOT_COUNT_MAX;
+use crate::limits::{SHARD_SLOT_COUNT_MAX, SILENT_MS};
 use crate::link::message::{
     Address, Code, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
 };
@@ -93,7 +94,9 @@ impl Sequencer {
             return self.with_user(user, Task::Close(retired, silent_ms), out);
         }
         let seen_ms = self.now.unix_ms.saturating_sub(silent_ms.unwrap_or(0));
-        self.close_resting(&user, retired.address, retired.number, seen_ms);
+        if self.close_resting(&user, retired.address, retired.number, seen_ms) {
+            self.presence_left(&user, seen_ms, grace_us(silent_ms));
+        }
         self.release(retired.peer, retired.address, &user);
     }
 
@@ -113,7 +116,7 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, revoked, next, .. } = answer else {
+        let FromStore::User { devices, cursors, groups, revoked, hidden, next, .. } = answer else {
             return;
         };
         let complete = next.is_empty();
@@ -121,6 +124,7 @@ impl Sequencer {
         groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
         let revoked = revoked.into_iter().map(|gone| (gone.device.clone(), gone));
         entry.revoked.extend(revoked);
+        entry.hidden = hidden;
         entry.load(devices, &cursors, complete);
         if complete {
             self.recall_seen(&user);
@@ -142,6 +146,8 @@ impl Sequencer {
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
                 Task::Close(retired, silent_ms) => self.close(user, &retired, silent_ms, out),
                 Task::Silent(retired, is_silent) => self.silent(user, &retired, is_silent),
+                Task::Watch(look) => self.watch_loaded(user, look),
+                Task::Privacy(waiter, hidden) => self.set_privacy(user, waiter, hidden),
                 Task::Devices(waiter) => self.tell_devices(user, waiter, out),
                 Task::Revoke(waiter, device) => self.revoke(user, waiter, device, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
@@ -288,6 +294,7 @@ impl Sequencer {
         let owner = owner.expect("entered above");
         let session = Session::new(waiter.peer, address, number, manual, stream);
         owner.session = Some(Box::new(session));
+        self.presence_came(user);
         if !manual {
             self.catch_up(user, &device, None, out);
         }
@@ -305,6 +312,7 @@ impl Sequencer {
             self.abandon(user, &retired.device, out);
             self.forget_session(user, &retired.device, retired.peer, seen_ms);
             self.release(retired.peer, retired.address, user);
+            self.presence_left(user, seen_ms, grace_us(silent_ms));
         }
     }
 
@@ -314,6 +322,18 @@ impl Sequencer {
             && let Some(session) = self.session(user, &retired.device)
         {
             session.is_silent = is_silent;
+            self.presence_silent(user, is_silent);
+        }
+    }
+
+    /// What the edge says of a client's silence, once it is noted.
+    pub(super) fn presence_silent(&mut self, user: &Id, is_silent: bool) {
+        match is_silent {
+            true => {
+                let seen_ms = self.now.unix_ms.saturating_sub(SILENT_MS);
+                self.presence_left(user, seen_ms, 0);
+            }
+            false => self.presence_came(user),
         }
     }
 
@@ -358,4 +378,9 @@ impl Sequencer {
         behind.iter().for_each(|convo| self.mark(user, device, convo));
         self.note_left(user, device, seen_ms);
     }
+}
+
+/// How long a user whose session is over is not taken for gone.
+fn grace_us(silent_ms: Option<u64>) -> u64 {
+    silent_ms.map_or(FAREWELL_US, |silent_ms| SILENT_US.saturating_sub(silent_ms * 1_000))
 }

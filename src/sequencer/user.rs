@@ -21,6 +21,9 @@ pub enum Task {
     Close(Retired, Option<u64>),
     Silent(Retired, bool),
     Devices(Waiter),
+    /// Somebody looks at this user: for the first time, by the number of the question, or still.
+    Watch(Option<u64>),
+    Privacy(Waiter, bool),
     Revoke(Waiter, Id),
     Raise(Raise),
     Sync(Asked, Option<VecDeque<(ConversationName, u64)>>),
@@ -145,6 +148,10 @@ pub struct User {
     pub revoked: BTreeMap<Id, Revocation>,
     /// Those of them whose record is not durable, with its position.
     pub revoking: BTreeMap<Id, u64>,
+    /// Others are not to see when he is there, as it durably is.
+    pub hidden: bool,
+    /// Changes of that on their way into the log.
+    pub privacy_under_way: u32,
 }
 
 impl User {
@@ -155,7 +162,8 @@ impl User {
             let rests = device.session.as_ref().is_none_or(|s| s.is_at_rest(&device.cursors));
             known && rests && device.cursors.values().all(|c| c.is_settled())
         };
-        let quiet = self.tasks.is_empty() && self.flights == 0 && self.revoking.is_empty();
+        let decided = self.revoking.is_empty() && self.privacy_under_way == 0;
+        let quiet = self.tasks.is_empty() && self.flights == 0 && decided;
         self.loaded && quiet && self.devices.iter().all(idle)
     }
 

@@ -63,6 +63,7 @@ wire_struct! {
         pub listening: u8,
         pub is_watched: bool,
         pub is_pinged: bool,
+        pub is_silent: bool,
         pub is_cut: bool,
         pub is_peer_done: bool,
         pub deflate_window_bits: u8,
@@ -124,8 +125,8 @@ impl ConnectionState {
     pub fn of(id: ConnectionId, connection: &Connection) -> ConnectionState {
         let FramerState { message_size_max, is_finished, takes_compressed, partial } =
             connection.framer.state();
-        let Flags { is_watched, is_pinged, is_cut, is_peer_done, deflate_window_bits, .. } =
-            connection.flags;
+        let flags = connection.flags;
+        let Flags { is_watched, is_pinged, is_silent, is_cut, is_peer_done, .. } = flags;
         ConnectionState {
             slot: id.slot,
             generation: id.generation,
@@ -135,9 +136,10 @@ impl ConnectionState {
             listening: listening_byte(connection.listening),
             is_watched,
             is_pinged,
+            is_silent,
             is_cut,
             is_peer_done,
-            deflate_window_bits,
+            deflate_window_bits: flags.deflate_window_bits,
             message_size_max,
             is_finished,
             takes_compressed,
@@ -189,6 +191,7 @@ impl ConnectionState {
             flags: Flags {
                 is_watched: self.is_watched,
                 is_pinged: self.is_pinged,
+                is_silent: self.is_silent,
                 is_cut: self.is_cut,
                 is_peer_done: self.is_peer_done,
                 deflate_window_bits: self.deflate_window_bits,

@@ -59,8 +59,19 @@ impl Router {
                     router.say(request.asker, &list, around);
                 })
             }
-            ToEdge::Privacy { .. } | ToEdge::Watched { .. } => {}
-            ToEdge::Presence { .. } | ToEdge::Typing { .. } => {}
+            ToEdge::Privacy { to, hidden } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Privacy { reference, hidden }, around);
+            }),
+            ToEdge::Watched { to, rows } => self.answer(to, around, |router, request, around| {
+                if let ToSequencer::Watch { users, .. } = &request.message {
+                    router.watched(request.asker, request.reference, (users, rows), around);
+                }
+            }),
+            ToEdge::Presence { rows } => self.presence_news(rows),
+            ToEdge::Typing { convo, from, targets } => {
+                self.typing(&convo, &from, &targets, around);
+            }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {
@@ -155,6 +166,10 @@ impl Router {
                 return;
             }
             ToSequencer::Send { id, .. } => Some(&**id),
+            ToSequencer::Watch { users, .. } => {
+                self.unsubscribe(asker, users, around);
+                None
+            }
             _ => None,
         };
         let reference = request.reference;

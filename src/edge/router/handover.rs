@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::connection::{Barrier, Connection, Parked, Phase, Ping};
 use super::requests::{Unanswered, Waiting};
-use super::{ConnectionId, ErrorCode, Router};
+use super::{ConnectionId, ErrorCode, Router, SubscriptionState};
 use crate::link::message::{SessionNumber, Target, ToSequencer, Watermark};
 use crate::link::record::{Body, ConversationName, Id, Revocation};
 use crate::link::wire::{wire_enum, wire_struct};
@@ -73,6 +73,7 @@ wire_struct! {
         pub tail: u32,
         pub behind: Option<u64>,
         pub room_wanted: Option<u64>,
+        pub subscriptions: Vec<SubscriptionState>,
     }
 }
 
@@ -179,14 +180,20 @@ impl Router {
     pub fn client_state(&self, id: ConnectionId) -> Option<ClientState> {
         let connection = self.connections.get(id.slot as usize)?.as_ref()?;
         let current = connection.generation == id.generation;
-        current.then(|| connection.state(id.slot))
+        current.then(|| ClientState {
+            subscriptions: self.presence.states(id),
+            ..connection.state(id.slot)
+        })
     }
 
     /// Takes a client over. `None`: no client has such a state.
-    pub fn continue_client(&mut self, state: ClientState) -> Option<()> {
+    pub fn continue_client(&mut self, mut state: ClientState) -> Option<()> {
         let slot = state.slot;
+        let id = ConnectionId { slot, generation: state.generation };
+        let subscriptions = std::mem::take(&mut state.subscriptions);
         let connection = Connection::from_state(state)?;
         *self.slot(slot) = Some(connection);
+        self.presence.continue_with(id, subscriptions);
         self.counters.connections += 1;
         Some(())
     }
@@ -221,6 +228,7 @@ impl Connection {
             tail: self.barrier.tail,
             behind: self.behind,
             room_wanted: self.room_wanted,
+            subscriptions: Vec::new(),
         }
     }
 

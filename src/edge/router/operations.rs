@@ -4,6 +4,7 @@ use super::connection::{Connection, OUTSTANDING_COUNT_MAX, cost};
 use super::pressed::unanswered_size_max;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use crate::limits::{CONNECTION_SUBSCRIPTION_COUNT_MAX, SHARD_SUBSCRIPTION_COUNT_MAX};
 use crate::link::message::{Address, ToSequencer};
 use crate::protocol::operation::{ErrorCode, Event, Operation, Rejected, Request};
 
@@ -17,15 +18,7 @@ impl Router {
     ) {
         match decoded {
             Err(rejected) => self.reject(id, &rejected, around),
-            Ok(Request {
-                reference,
-                operation:
-                    Operation::Later(_)
-                    | Operation::Privacy { .. }
-                    | Operation::Typing { .. }
-                    | Operation::PresenceSubscribe { .. }
-                    | Operation::PresenceUnsubscribe { .. },
-            }) => {
+            Ok(Request { reference, operation: Operation::Later(_) }) => {
                 let unknown = Rejected {
                     reference,
                     id: None,
@@ -34,6 +27,9 @@ impl Router {
                     limit: None,
                 };
                 self.reject(id, &unknown, around);
+            }
+            Ok(Request { operation: Operation::PresenceUnsubscribe { users }, .. }) => {
+                self.unsubscribe(id, &users, around);
             }
             Ok(request) => self.take_up(id, request, around),
         }
@@ -55,6 +51,15 @@ impl Router {
             return;
         }
         let Request { reference, operation } = request;
+        if let Operation::PresenceSubscribe { users } = &operation
+            && let Err(limited) = self.subscribe(id, users, around)
+        {
+            self.counters.overloaded += 1;
+            return self.answer_rejected(id, &limited.rejected(reference), around);
+        }
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
         if operation == Operation::Ping {
             if connection.barrier.ping(turn_last, reference) {
                 self.pong(id, reference, around);
@@ -105,6 +110,32 @@ impl Router {
     }
 }
 
+/// Why a subscription is not taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limited {
+    Connection,
+    Shard,
+    Memory,
+}
+
+impl Limited {
+    fn rejected(self, reference: Option<i64>) -> Rejected {
+        let (code, message, limit) = match self {
+            Limited::Connection => {
+                let limit = CONNECTION_SUBSCRIPTION_COUNT_MAX;
+                (ErrorCode::RateLimited, "too many subscriptions of this connection", limit)
+            }
+            Limited::Shard => {
+                let limit = SHARD_SUBSCRIPTION_COUNT_MAX;
+                (ErrorCode::Unavailable, "too many subscriptions here", limit)
+            }
+            Limited::Memory => (ErrorCode::Unavailable, "no presence just now", 0),
+        };
+        let limit = Some(limit as u64).filter(|limit| *limit > 0);
+        Rejected { reference, id: None, code, message, limit }
+    }
+}
+
 /// What is said instead of taking the request up when a bound is reached.
 pub(super) fn overload(request: &Request, count_max: usize) -> Rejected {
     let id = match &request.operation {
@@ -152,8 +183,12 @@ fn request_of(
         Operation::Revoke { device } => {
             Some(ToSequencer::Devices { address, user, revoke: Some(device) })
         }
-        Operation::Privacy { .. } | Operation::Typing { .. } => None,
-        Operation::PresenceSubscribe { .. } | Operation::PresenceUnsubscribe { .. } => None,
+        Operation::Privacy { hidden } => Some(ToSequencer::Privacy { address, user, hidden }),
+        Operation::PresenceSubscribe { users } => Some(ToSequencer::Watch { address, users }),
+        Operation::Typing { convo } => {
+            Some(ToSequencer::Typing { address, user, device, convo })
+        }
+        Operation::PresenceUnsubscribe { .. } => None,
         Operation::Ping | Operation::Later(_) => None,
     }
 }

@@ -109,7 +109,7 @@ impl Router {
         let names = self.counters.connections as usize * NAMES_SIZE;
         let places_of_requests = self.requests.count() * size_of::<Unanswered>();
         Held {
-            sessions: places + names,
+            sessions: places + names + self.presence.held_size(),
             operations: self.requests.size() + places_of_requests + self.parked_size,
         }
     }

@@ -308,8 +308,8 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Silent { address, is_silent, .. } => {
             format!("silent {} {is_silent}", address.slot)
         }
-        ToSequencer::Lost { address, silent_ms, .. } => {
-            format!("lost {} {silent_ms}", address.slot)
+        ToSequencer::Lost { address, session, silent_ms, .. } => {
+            format!("lost {} {} {silent_ms}", address.slot, session.counter)
         }
         ToSequencer::Devices { revoke: None, .. } => "devices".into(),
         ToSequencer::Devices { revoke: Some(device), .. } => format!("revoke {device}"),

@@ -119,6 +119,7 @@ fn every_prefix_of_a_shard_and_a_batch_is_refused() {
         pings: Vec::new(),
         tail: 1,
         behind: Some(4),
+        subscriptions: Vec::new(),
         room_wanted: None,
     };
     let batch = Batch { connections: vec![ConnectionState::default()], clients: vec![client] };

@@ -111,7 +111,7 @@ fn answers_for_a_gone_connection_reach_nobody() {
     stage.say(0, &send_frame(1, "a"));
     stage.say(0, r#"{"t":"ping","ref":2}"#);
     let to = stage.number_of_send("a");
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     let tenant = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
         router.opened(tenant, admitted("carol", None), around);

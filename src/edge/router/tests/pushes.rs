@@ -119,7 +119,7 @@ fn receipts_and_replacement() {
         ]
     );
     assert_eq!(stage.audience.closes, [(id(0), 4001)]);
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     assert_eq!(stage.router.counters().connections, 0);
     assert_eq!(stage.submitted(), ["close 0 0"]);
 }

@@ -43,7 +43,7 @@ fn what_comes_before_the_welcome_is_done_after_it() {
 fn a_connection_gone_before_its_session_closes_it() {
     let mut stage = Stage::connected();
     stage.open(0);
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     assert_eq!(stage.submitted_kept(), ["open 0"]);
     stage.welcome(0);
     assert_eq!(stage.submitted(), ["open 0", "close 0 0"]);
@@ -90,7 +90,7 @@ fn a_new_link_session_is_told_everything_again_in_order() {
     stage.say(3, &send_frame(1, "gone"));
     let b = stage.number_of_send("b");
     stage.sent(b, 1);
-    stage.run(|router, around| router.closed(id(3), around));
+    stage.run(|router, around| router.closed(id(3), None, around));
     stage.submitted();
     stage.ended();
     stage.say(1, &send_frame(3, "d"));
