@@ -106,7 +106,10 @@ fn what_was_acknowledged_stays_acknowledged(cluster: &Cluster) {
     ask(&mut slow, json!({"t":"device.revoke","device":"fast"}));
     assert_eq!(fast.expect_close(), Some(4004));
     let row = &ask(&mut slow, json!({"t":"convos"}))["convos"][0];
-    assert_eq!((&row["delivered"], &row["read"], &row["unread"]), (&json!(4), &json!(4), &json!(1)));
+    assert_eq!(
+        (&row["delivered"], &row["read"], &row["unread"]),
+        (&json!(4), &json!(4), &json!(1))
+    );
     read_upto(&mut slow, 3, "read");
     assert_eq!(gus.next(QUIET), None, "nothing that was told is told again");
     read_upto(&mut slow, 5, "delivered");

@@ -279,12 +279,7 @@ impl Router {
     /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
     /// answers will find nobody. `silent_ms`: its client has not said farewell, and was heard last
     /// so long ago.
-    pub fn closed(
-        &mut self,
-        id: ConnectionId,
-        silent_ms: Option<u64>,
-        around: &mut Surroundings,
-    ) {
+    pub fn closed(&mut self, id: ConnectionId, silent_ms: Option<u64>, around: &mut Surroundings) {
         self.unsubscribe_all(id, around);
         let Some(connection) = self.slot(id.slot).take_if(|is| is.generation == id.generation)
         else {
@@ -298,9 +293,7 @@ impl Router {
             let address = self.address(id);
             let notice = match silent_ms {
                 None => ToSequencer::Close { address, session, user, device },
-                Some(silent_ms) => {
-                    ToSequencer::Lost { address, session, user, device, silent_ms }
-                }
+                Some(silent_ms) => ToSequencer::Lost { address, session, user, device, silent_ms },
             };
             self.requests.tell(notice, around.outlet);
         }

@@ -66,10 +66,7 @@ impl Metrics {
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
             ),
-            devices_revoked: counter(
-                "aldis_devices_revoked_total",
-                "Devices revoked, durably",
-            ),
+            devices_revoked: counter("aldis_devices_revoked_total", "Devices revoked, durably"),
             devices_seen: counter(
                 "aldis_devices_seen_total",
                 "Devices whose leaving was logged, once an hour each at most",

@@ -5,8 +5,8 @@
 pub mod appender;
 pub mod budget;
 mod conversation;
-mod devices;
 pub mod core;
+mod devices;
 mod fanout;
 mod group;
 mod inbox;

@@ -244,9 +244,10 @@ impl Sequencer {
         if !self.presences.looks.is_empty() && !self.fanout.is_paused(now_us) {
             let ready = self.presences.looks.iter().filter(|(_, look)| look.missing == 0);
             let ready: Vec<u64> = ready.map(|(number, _)| *number).collect();
-            for look in ready.iter().filter_map(|number| self.presences.looks.remove(number)) {
+            for number in ready {
+                let Some(look) = self.presences.looks.remove(&number) else { continue };
                 let rows = look.users.iter().filter_map(|user| self.presence_row(user, true));
-                let rows = rows.collect();
+                let rows: Vec<Presence> = rows.collect();
                 self.answer(look.waiter, ToEdge::Watched { to: look.waiter.number, rows }, out);
             }
         }

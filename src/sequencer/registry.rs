@@ -67,10 +67,7 @@ impl Registry {
     }
 
     /// The user's sessions that are pushed to, with their devices.
-    pub fn live_sessions(
-        &self,
-        user: &Id,
-    ) -> impl Iterator<Item = (Id, PeerId, PushTarget)> {
+    pub fn live_sessions(&self, user: &Id) -> impl Iterator<Item = (Id, PeerId, PushTarget)> {
         let sessions = self.users.get(user).into_iter().flatten();
         sessions.filter(|session| !session.manual).map(|session| {
             let Resting { device, address, number, peer, .. } = session;
@@ -165,8 +162,8 @@ impl Sequencer {
     /// Nothing was heard of the client of a session at rest, or it was heard again.
     pub(super) fn silent_resting(&mut self, user: &Id, retired: &Retired, is_silent: bool) {
         let sessions = self.registry.users.get_mut(user).into_iter().flatten();
-        let found = sessions
-            .filter(|it| it.address == retired.address && it.number == retired.number);
+        let found =
+            sessions.filter(|it| it.address == retired.address && it.number == retired.number);
         let mut count = 0;
         found.for_each(|session| {
             session.is_silent = is_silent;

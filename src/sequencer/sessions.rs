@@ -83,13 +83,7 @@ impl Sequencer {
     }
 
     /// A session is over. One at rest needs nobody to be loaded.
-    fn part(
-        &mut self,
-        user: Id,
-        retired: Retired,
-        silent_ms: Option<u64>,
-        out: &mut dyn Outlet,
-    ) {
+    fn part(&mut self, user: Id, retired: Retired, silent_ms: Option<u64>, out: &mut dyn Outlet) {
         if self.users.contains_key(&user) {
             return self.with_user(user, Task::Close(retired, silent_ms), out);
         }
@@ -354,13 +348,7 @@ impl Sequencer {
 
     /// The connection is gone: what was pushed and not acknowledged stays with the device, and is
     /// marked now, since nobody is there to acknowledge it.
-    pub(super) fn forget_session(
-        &mut self,
-        user: &Id,
-        device: &Id,
-        peer: PeerId,
-        seen_ms: u64,
-    ) {
+    pub(super) fn forget_session(&mut self, user: &Id, device: &Id, peer: PeerId, seen_ms: u64) {
         let Some(entry) = self.users.get_mut(user) else {
             return;
         };

@@ -73,7 +73,7 @@ impl Sequencer {
             return;
         }
         let mut targets: BTreeMap<PeerId, Vec<PushTarget>> = BTreeMap::new();
-        let group = self.conversations.get_mut(convo).and_then(|entry| entry.group.as_mut());
+        let group = self.conversations.get(convo).and_then(|entry| entry.group.as_ref());
         let present: Vec<Id> = match group {
             Some(group) => group.present().map(|member| member.user.clone()).collect(),
             None if is_direct(convo) => members(convo),

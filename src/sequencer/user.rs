@@ -11,7 +11,6 @@ use crate::link::message::{SessionNumber, Tally, Watermark};
 pub use crate::link::record::NO_DEVICE;
 use crate::link::record::{ConversationName, Cursor, Id, Member, Message, Revocation, Stay};
 
-
 /// Something that waits until the user is loaded.
 pub enum Task {
     /// With the session whose ticket it has.

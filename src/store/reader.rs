@@ -209,8 +209,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
                 FromStore::User { to, devices, cursors, groups, revoked, hidden, next }
             }
             Ok(ToStore::LoadRevoked { since_ms, after }) => {
-                let (rows, next) =
-                    rows::revoked(&self.index, since_ms, &after, ANSWER_SIZE_MAX)?;
+                let (rows, next) = rows::revoked(&self.index, since_ms, &after, ANSWER_SIZE_MAX)?;
                 FromStore::Revoked { to, rows, next }
             }
             Ok(ToStore::LoadMembers { convo, after }) => {

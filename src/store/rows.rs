@@ -152,8 +152,7 @@ pub fn user(
     let prefix = key(&[user]);
     let mut piece = UserPiece::default();
     let mut size = 0;
-    let kinds =
-        [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships, Keyspace::Revoked];
+    let kinds = [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships, Keyspace::Revoked];
     piece.hidden = index.get(Keyspace::Hidden, &prefix)?.is_some();
     let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
     for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {

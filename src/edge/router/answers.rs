@@ -82,10 +82,16 @@ impl Router {
                 let event = Event::Receipt { convo: &convo, seq, watermark, by: &by, tally };
                 self.push(&target, &event, around);
             }
-            ToEdge::Devices { to, devices } => self.answer(to, around, |router, request, around| {
-                let reference = request.reference;
-                router.say(request.asker, &Event::Devices { reference, devices: &devices }, around);
-            }),
+            ToEdge::Devices { to, devices } => {
+                self.answer(to, around, |router, request, around| {
+                    let reference = request.reference;
+                    router.say(
+                        request.asker,
+                        &Event::Devices { reference, devices: &devices },
+                        around,
+                    );
+                })
+            }
             ToEdge::Revoked { revocations } => {
                 self.revoked.note(revocations, around.now.unix_ms);
             }

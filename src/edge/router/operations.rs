@@ -185,9 +185,7 @@ fn request_of(
         }
         Operation::Privacy { hidden } => Some(ToSequencer::Privacy { address, user, hidden }),
         Operation::PresenceSubscribe { users } => Some(ToSequencer::Watch { address, users }),
-        Operation::Typing { convo } => {
-            Some(ToSequencer::Typing { address, user, device, convo })
-        }
+        Operation::Typing { convo } => Some(ToSequencer::Typing { address, user, device, convo }),
         Operation::PresenceUnsubscribe { .. } => None,
         Operation::Ping | Operation::Later(_) => None,
     }

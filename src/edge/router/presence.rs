@@ -187,8 +187,7 @@ impl Presence {
         let Some(watched) = watched.get_mut(&row.user) else { return 0 };
         let mut coalesced = 0;
         for id in &watched.watchers {
-            let subscription =
-                subscriptions.get_mut(id).and_then(|users| users.get_mut(&row.user));
+            let subscription = subscriptions.get_mut(id).and_then(|users| users.get_mut(&row.user));
             let (Some(subscription), Some(viewer)) = (subscription, viewers(*id)) else {
                 continue;
             };

@@ -412,10 +412,7 @@ fn what_is_told_of_users_has_the_fields_of_the_page() {
         presence(Some(2), true, Some(5)),
         json!({"t":"presence","ref":2,"user":"u","state":"online","last_seen":5})
     );
-    assert_eq!(
-        presence(None, false, None),
-        json!({"t":"presence","user":"u","state":"offline"})
-    );
+    assert_eq!(presence(None, false, None), json!({"t":"presence","user":"u","state":"offline"}));
     for (hidden, presence) in [(true, "nobody"), (false, "everyone")] {
         let event = Event::Privacy { reference: None, hidden };
         assert_eq!(encoded(event), json!({"t":"privacy","presence":presence}));
@@ -430,10 +427,7 @@ fn what_is_told_of_users_has_the_fields_of_the_page() {
 fn operations_on_devices_and_presence() {
     let users = |names: &[&str]| names.iter().map(|name| Id::from(*name)).collect::<Vec<Id>>();
     for (frame, operation) in [
-        (
-            r#"{"t":"device.revoke","device":"tv"}"#,
-            Operation::Revoke { device: "tv".into() },
-        ),
+        (r#"{"t":"device.revoke","device":"tv"}"#, Operation::Revoke { device: "tv".into() }),
         (r#"{"t":"privacy","presence":"nobody"}"#, Operation::Privacy { hidden: true }),
         (r#"{"t":"privacy","presence":"everyone"}"#, Operation::Privacy { hidden: false }),
         (

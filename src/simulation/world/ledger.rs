@@ -312,8 +312,12 @@ impl Ledger {
             return Err(format!("{user}/{device} is revoked, and there is no such device"));
         }
         let of_device = |place: &Place| place.0 == *user && place.1 == *device;
-        let convos: Vec<Cursor> =
-            self.cursors.iter().filter(|(place, _)| of_device(place)).map(|it| it.1.clone()).collect();
+        let convos: Vec<Cursor> = self
+            .cursors
+            .iter()
+            .filter(|(place, _)| of_device(place))
+            .map(|it| it.1.clone())
+            .collect();
         self.cursors.retain(|place, _| !of_device(place));
         self.starts.retain(|place, _| !of_device(place));
         for Cursor { convo, delivered, read, .. } in convos {

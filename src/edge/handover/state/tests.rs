@@ -46,6 +46,7 @@ prop_compose! {
         ConnectionState {
             slot, generation, socket, since_ms, phase, listening,
             is_watched, is_pinged, is_cut, is_peer_done, is_finished, takes_compressed,
+            is_silent: is_pinged && is_watched,
             deflate_window_bits: 9,
             message_size_max: 1_000,
             message: message.filter(|_| !is_finished),

@@ -100,7 +100,7 @@ fn a_binary_frame_closes_the_connection() {
     let mut stage = Stage::with_clients(&[0]);
     stage.run(|router, around| router.message(id(0), Subprotocol::Binary, &[6], around));
     assert_eq!(stage.audience.closes, [(id(0), 1003)]);
-    assert_eq!(stage.submitted(), ["close 0 0"]);
+    assert_eq!(stage.submitted(), ["lost 0 0 0"]);
     stage.say(0, r#"{"t":"ping"}"#);
     assert!(stage.heard(0).is_empty());
 }

@@ -41,7 +41,7 @@ fn a_connection_is_closed_when_its_token_ends_and_not_before() {
     assert_eq!(stage.audience.closes.len(), 2, "the third has no end");
     assert_eq!(stage.router.counters().cut_expired, 2);
     assert_eq!(stage.router.counters().connections, 1);
-    assert_eq!(stage.submitted()[6..], ["close 1 1", "close 0 0"]);
+    assert_eq!(stage.submitted()[6..], ["lost 1 1 0", "lost 0 0 0"]);
 }
 
 #[test]
