@@ -59,19 +59,6 @@ impl Router {
                     router.say(request.asker, &list, around);
                 })
             }
-            ToEdge::Privacy { to, hidden } => self.answer(to, around, |router, request, around| {
-                let reference = request.reference;
-                router.say(request.asker, &Event::Privacy { reference, hidden }, around);
-            }),
-            ToEdge::Watched { to, rows } => self.answer(to, around, |router, request, around| {
-                if let ToSequencer::Watch { users, .. } = &request.message {
-                    router.watched(request.asker, request.reference, (users, rows), around);
-                }
-            }),
-            ToEdge::Presence { rows } => self.presence_news(rows),
-            ToEdge::Typing { convo, from, targets } => {
-                self.typing(&convo, &from, &targets, around);
-            }
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {
@@ -82,6 +69,18 @@ impl Router {
                 let event = Event::Receipt { convo: &convo, seq, watermark, by: &by, tally };
                 self.push(&target, &event, around);
             }
+            ToEdge::Replaced { target } => {
+                if let Some(id) = self.addressee(&target) {
+                    self.cut(id, Goodbye::Replaced, None, around);
+                }
+            }
+            other => self.entry_of_users(other, around),
+        }
+    }
+
+    /// What it says of users: their devices, and whether they are there.
+    fn entry_of_users(&mut self, message: ToEdge, around: &mut Surroundings) {
+        match message {
             ToEdge::Devices { to, devices } => {
                 self.answer(to, around, |router, request, around| {
                     let reference = request.reference;
@@ -96,11 +95,20 @@ impl Router {
                 self.revoked.note(revocations, around.now.unix_ms);
             }
             ToEdge::Cut { target } => self.cut_revoked(&target, around),
-            ToEdge::Replaced { target } => {
-                if let Some(id) = self.addressee(&target) {
-                    self.cut(id, Goodbye::Replaced, None, around);
+            ToEdge::Privacy { to, hidden } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Privacy { reference, hidden }, around);
+            }),
+            ToEdge::Watched { to, rows } => self.answer(to, around, |router, request, around| {
+                if let ToSequencer::Watch { users, .. } = &request.message {
+                    router.watched(request.asker, request.reference, (users, rows), around);
                 }
+            }),
+            ToEdge::Presence { rows } => self.presence_news(rows),
+            ToEdge::Typing { convo, from, targets } => {
+                self.typing(&convo, &from, &targets, around);
             }
+            _ => unreachable!("the caller takes the others"),
         }
     }
 
