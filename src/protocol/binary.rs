@@ -189,6 +189,31 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, event_type::CONVOS);
             frame.reference(reference).list(tag::CONVOS, &entries);
         }
+        Event::Pong { reference, ts } => {
+            Frame::begin(out, event_type::PONG).reference(reference).integer(tag::TS, ts);
+        }
+        Event::Goaway { goodbye, reconnect_ms } => {
+            let mut frame = Frame::begin(out, event_type::GOAWAY);
+            frame.integer(tag::REASON, goodbye_number(goodbye));
+            frame.optional(tag::RECONNECT_MS, reconnect_ms);
+        }
+        Event::Behind => out.push(event_type::BEHIND),
+        Event::Error { reference, id, code, message, limit, retry_ms } => {
+            let mut frame = Frame::begin(out, event_type::ERROR);
+            frame.reference(reference);
+            if let Some(id) = id {
+                frame.text(tag::ID, id);
+            }
+            frame.integer(tag::CODE, code_number(code)).text(tag::MESSAGE, message);
+            frame.optional(tag::LIMIT, limit).optional(tag::RETRY_MS, retry_ms);
+        }
+        _ => encode_of_users(event, out),
+    }
+}
+
+/// What is told of users: their devices, and whether they are there.
+fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
+    match *event {
         Event::Devices { reference, devices } => {
             let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
             let mut frame = Frame::begin(out, event_type::DEVICES);
@@ -208,24 +233,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, event_type::TYPING);
             frame.text(tag::CONVO, convo).text(tag::FROM, from);
         }
-        Event::Pong { reference, ts } => {
-            Frame::begin(out, event_type::PONG).reference(reference).integer(tag::TS, ts);
-        }
-        Event::Goaway { goodbye, reconnect_ms } => {
-            let mut frame = Frame::begin(out, event_type::GOAWAY);
-            frame.integer(tag::REASON, goodbye_number(goodbye));
-            frame.optional(tag::RECONNECT_MS, reconnect_ms);
-        }
-        Event::Behind => out.push(event_type::BEHIND),
-        Event::Error { reference, id, code, message, limit, retry_ms } => {
-            let mut frame = Frame::begin(out, event_type::ERROR);
-            frame.reference(reference);
-            if let Some(id) = id {
-                frame.text(tag::ID, id);
-            }
-            frame.integer(tag::CODE, code_number(code)).text(tag::MESSAGE, message);
-            frame.optional(tag::LIMIT, limit).optional(tag::RETRY_MS, retry_ms);
-        }
+        _ => unreachable!("the caller encodes the others"),
     }
 }
 

@@ -95,24 +95,6 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let mut frame = Frame::begin(out, "convos");
             frame.reference(reference).list("convos", &entries).end();
         }
-        Event::Devices { reference, devices } => {
-            let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
-            let mut frame = Frame::begin(out, "devices");
-            frame.reference(reference).list("devices", &entries).end();
-        }
-        Event::Privacy { reference, hidden } => {
-            let presence = if hidden { "nobody" } else { "everyone" };
-            Frame::begin(out, "privacy").reference(reference).text("presence", presence).end();
-        }
-        Event::Presence { reference, user, online, last_seen } => {
-            let mut frame = Frame::begin(out, "presence");
-            frame.reference(reference).text("user", user);
-            frame.text("state", if online { "online" } else { "offline" });
-            frame.optional("last_seen", last_seen).end();
-        }
-        Event::Typing { convo, from } => {
-            Frame::begin(out, "typing").text("convo", convo).text("from", from).end();
-        }
         Event::Pong { reference, ts } => {
             Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
         }
@@ -131,6 +113,32 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.text("code", code.text()).text("message", message);
             frame.optional("limit", limit).optional("retry_ms", retry_ms).end();
         }
+        _ => encode_of_users(event, out),
+    }
+}
+
+/// What is told of users: their devices, and whether they are there.
+fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
+    match *event {
+        Event::Devices { reference, devices } => {
+            let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
+            let mut frame = Frame::begin(out, "devices");
+            frame.reference(reference).list("devices", &entries).end();
+        }
+        Event::Privacy { reference, hidden } => {
+            let presence = if hidden { "nobody" } else { "everyone" };
+            Frame::begin(out, "privacy").reference(reference).text("presence", presence).end();
+        }
+        Event::Presence { reference, user, online, last_seen } => {
+            let mut frame = Frame::begin(out, "presence");
+            frame.reference(reference).text("user", user);
+            frame.text("state", if online { "online" } else { "offline" });
+            frame.optional("last_seen", last_seen).end();
+        }
+        Event::Typing { convo, from } => {
+            Frame::begin(out, "typing").text("convo", convo).text("from", from).end();
+        }
+        _ => unreachable!("the caller encodes the others"),
     }
 }
 

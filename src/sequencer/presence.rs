@@ -1,8 +1,8 @@
 //! Presence: whether those are there at whom somebody looks. Soft state, and never stored but for
 //! the user's wish to be hidden.
 //!
-//! Edges look, each once for all of its clients: so what is kept here is a row for each user that is
-//! looked at, and nothing for anybody else. A user is offline once all of his sessions are gone,
+//! Edges look, each once for all of its clients: so what is kept here is a row for each user that
+//! is looked at, and nothing for anybody else. A user is offline once all of his sessions are gone,
 //! after a while in which he may come back: a short one if he said farewell, else until 45 s after
 //! his last sign of life. After a start nobody is told that somebody is gone before those 45 s are
 //! over, or that he is there before he was told of.

@@ -1,8 +1,8 @@
 //! Who of a shard's clients looks at whose presence, and what they were told.
 //!
 //! The sequencer is asked once for each user, however many clients look at him; its news go to all
-//! of them. Changes wait in a queue, each subscription in it once: a client is told the newest state
-//! when its turn comes, and nothing if that is what it knows. No more frames than
+//! of them. Changes wait in a queue, each subscription in it once: a client is told the newest
+//! state when its turn comes, and nothing if that is what it knows. No more frames than
 //! [`PRESENCE_FRAMES_PER_S_MAX`] leave in a second, and none while memory is scarce. A connection
 //! without subscriptions costs nothing here.
 
