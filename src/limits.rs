@@ -32,6 +32,19 @@ pub const SHARD_SLOT_COUNT_MAX: u32 = 1 << 20;
 pub const BATCH_SIZE_MAX: usize = 1024 * 1024;
 /// One page-sized chunk of a backlog on its way to a session.
 pub const CHUNK_SIZE_MAX: usize = 256 * 1024;
+/// After so long without a sign of life a client is taken for gone, connected or not.
+pub const SILENT_MS: u64 = 45_000;
+/// Users whose presence one connection may be told.
+pub const CONNECTION_SUBSCRIPTION_COUNT_MAX: usize = 500;
+/// The same of all connections of one edge shard together.
+pub const SHARD_SUBSCRIPTION_COUNT_MAX: usize = 1_000_000;
+/// Frames with news of presence, and of who is typing, that one edge shard sends in a second.
+pub const PRESENCE_FRAMES_PER_S_MAX: u64 = 10_000;
+/// How long a ticket is good for, in milliseconds.
+pub const TICKET_LIFETIME_MS: u64 = 24 * 60 * 60 * 1_000;
+/// Devices revoked within that time of which every edge shard knows. Of more than that the
+/// sequencer still lets none in, but says so later.
+pub const REVOCATION_COUNT_MAX: usize = 65_536;
 
 const _: () = assert!(BODY_SIZE_MAX * 4 / 3 < CLIENT_MESSAGE_SIZE_MAX);
 // JSON may escape each byte of a body as `\u00xx`; a frame must hold the worst of them.

@@ -100,13 +100,19 @@ impl World {
             }
             ToStore::LoadUser { user, .. } => FromStore::User {
                 to,
-                devices: vec![device_of(&user)],
+                devices: vec![(device_of(&user), u64::MAX / 2)],
                 cursors: Vec::new(),
                 groups: Vec::new(),
+                channels: Vec::new(),
+                revoked: Vec::new(),
+                hidden: false,
                 next: Bytes::new(),
             },
             ToStore::LoadConversation { .. } => {
                 FromStore::Conversation { to, head: 0, fingerprints: vec![], complete: true }
+            }
+            ToStore::LoadRevoked { .. } => {
+                FromStore::Revoked { to, rows: Vec::new(), next: Bytes::new() }
             }
             ToStore::Range { .. } => FromStore::Messages { to, messages: Vec::new() },
             other => panic!("not expected here: {other:?}"),
@@ -122,7 +128,7 @@ impl World {
     fn connect(&mut self, users: std::ops::Range<u32>) {
         for number in users.clone() {
             let (address, user) = (address_of(number), user_of(number));
-            let open = ToSequencer::Open { address, device: device_of(&user), user };
+            let open = ToSequencer::Open { address, device: device_of(&user), user, ticket: None };
             self.entry(peer_of(number), open.to_bytes());
         }
         self.turn();

@@ -79,6 +79,17 @@ pub trait Application<R: Ring> {
     /// ended it; `id` is not known to `connections` as open any more.
     fn closed(&mut self, now: Now, id: ConnectionId, end: End, connections: &mut Connections);
 
+    /// Nothing was heard of the client for [`SILENT_MS`](crate::limits::SILENT_MS), or it was heard
+    /// again.
+    fn silence(
+        &mut self,
+        _now: Now,
+        _id: ConnectionId,
+        _is_silent: bool,
+        _connections: &mut Connections,
+    ) {
+    }
+
     /// The outbound queue of a connection watched by [`Connections::watch_drained`] is empty.
     fn drained(&mut self, _now: Now, _id: ConnectionId, _connections: &mut Connections) {}
 

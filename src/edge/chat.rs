@@ -21,6 +21,8 @@ use crate::ring::{Completion, Ring};
 
 /// The longest a turn waits when nothing is due.
 const WAIT_US_MAX: u64 = 100_000;
+/// The same while news of presence wait for their turn.
+const NEWS_WAIT_US: u64 = 10_000;
 /// An operation that is unanswered for so long says that no operation is answered.
 const UNREADY_US: u64 = 2_000_000;
 
@@ -51,6 +53,7 @@ pub struct Chat {
     /// A session with the sequencer has begun.
     linked: bool,
     now_us: u64,
+    heartbeat_ms: u32,
 }
 
 impl Chat {
@@ -80,6 +83,7 @@ impl Chat {
             arriving: None,
             linked: false,
             now_us: 0,
+            heartbeat_ms: options.heartbeat_ms,
         }
     }
 
@@ -172,6 +176,11 @@ impl Chat {
 impl<R: Ring> Application<R> for Chat {
     fn request(&mut self, now: Now, id: ConnectionId, request: &Request, _: &[u8]) -> Decision {
         match self.site.answer(request, self.router.is_draining(), now.unix_ms) {
+            Answer::Connect(Admitted { user, device, ticket: Some(session), .. })
+                if self.router.is_revoked(&user, &device, session) =>
+            {
+                Decision::Respond(self.site.refuse_revoked())
+            }
             Answer::Connect(admitted) => {
                 let subprotocol = admitted.subprotocol.map(Subprotocol::name);
                 self.arriving = Some((id, admitted));
@@ -208,8 +217,24 @@ impl<R: Ring> Application<R> for Chat {
         });
     }
 
-    fn closed(&mut self, now: Now, id: ConnectionId, _: End, connections: &mut Connections) {
-        self.with_router(now, connections, |router, around| router.closed(id, around));
+    fn closed(&mut self, now: Now, id: ConnectionId, end: End, connections: &mut Connections) {
+        // A socket that ends shows that its client was there until now.
+        let silent_ms = match end {
+            End::Client => None,
+            End::Silent => Some(2 * u64::from(self.heartbeat_ms)),
+            _ => Some(0),
+        };
+        self.with_router(now, connections, |router, around| router.closed(id, silent_ms, around));
+    }
+
+    fn silence(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        is_silent: bool,
+        connections: &mut Connections,
+    ) {
+        self.with_router(now, connections, |router, around| router.silence(id, is_silent, around));
     }
 
     fn drained(&mut self, now: Now, id: ConnectionId, connections: &mut Connections) {
@@ -248,7 +273,8 @@ impl<R: Ring> Application<R> for Chat {
     }
 
     fn next_deadline_us(&self) -> Option<u64> {
-        Some(self.now_us + self.links.wait_us(WAIT_US_MAX))
+        let wait_us = if self.router.has_news() { NEWS_WAIT_US } else { WAIT_US_MAX };
+        Some(self.now_us + self.links.wait_us(wait_us))
     }
 }
 

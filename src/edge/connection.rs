@@ -4,6 +4,7 @@ use crate::framer::frame::{encode_compressed_frame, frame_size};
 use crate::framer::{Framer, Opcode, encode_close, encode_frame};
 
 use super::application::End;
+use crate::limits::SILENT_MS;
 
 /// From accept to the end of the request, in milliseconds.
 pub const HANDSHAKE_MS: u64 = 10_000;
@@ -156,6 +157,17 @@ pub enum Armed {
     Stream,
 }
 
+/// What was heard of the peer lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Life {
+    #[default]
+    Heard,
+    /// A ping is out and nothing was heard since.
+    Pinged,
+    /// The same, for so long that the application knows.
+    Silent,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flags {
     pub armed: Armed,
@@ -165,8 +177,7 @@ pub struct Flags {
     pub run: u8,
     /// Listed to be flushed at the end of this turn.
     pub is_dirty: bool,
-    /// A ping is out and nothing was heard since.
-    pub is_pinged: bool,
+    pub life: Life,
     /// The whole close may take [`CLOSE_MS`], sending included.
     pub is_cut: bool,
     /// The peer's stream has ended.
@@ -353,6 +364,8 @@ pub enum Due {
     Finish,
     /// Ping.
     Ping,
+    /// Tell the application that nothing was heard for long.
+    Silence,
     /// Leave the busy tier.
     Calm,
     /// Close with a reason.
@@ -377,8 +390,13 @@ impl Connection {
 
     fn due_open(&self, now_ms: u64, pace: Pace) -> Due {
         let since_ms = self.since.ms(now_ms);
-        let heartbeat = if self.flags.is_pinged {
-            after(now_ms, since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
+        let heartbeat = if self.flags.life != Life::Heard {
+            let cut = after(now_ms, since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent));
+            let silence = match self.flags.life == Life::Silent {
+                true => Due::At(u64::MAX),
+                false => after(now_ms, since_ms + SILENT_MS, Due::Silence),
+            };
+            cut.or(silence)
         } else {
             after(now_ms, since_ms + pace.heartbeat_ms, Due::Ping)
         };

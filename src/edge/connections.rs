@@ -11,7 +11,7 @@ use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
 use super::connection::{
-    CLOSE_MS, Connection, Due, Flags, Listening, Moment, Outbound, Pace, Phase, Reading,
+    CLOSE_MS, Connection, Due, Flags, Life, Listening, Moment, Outbound, Pace, Phase, Reading,
 };
 use super::holdings::{count_queue, reused};
 use super::ledger::{Class, Grades, Ledger, SocketCost};
@@ -123,6 +123,8 @@ pub struct Connections {
     pub(super) now: Now,
     pub(super) dirty: Vec<ConnectionId>,
     pub(super) ended: Vec<(ConnectionId, End)>,
+    /// Of whom nothing was heard for long, and who was heard again.
+    pub(super) silences: Vec<(ConnectionId, bool)>,
     pub(super) drained: Vec<ConnectionId>,
     pub(super) gone: Vec<ConnectionId>,
     /// Those that have left the busy tier, whose multishot receive is to end.
@@ -163,6 +165,7 @@ impl Connections {
             now,
             dirty: Vec::new(),
             ended: Vec::new(),
+            silences: Vec::new(),
             drained: Vec::new(),
             gone: Vec::new(),
             calmed: Vec::new(),
@@ -438,7 +441,9 @@ impl Connections {
         let now_ms = self.now.monotonic_ms();
         if let Some(connection) = self.open_mut(id) {
             connection.since = Moment::at_ms(now_ms);
-            connection.flags.is_pinged = false;
+            if std::mem::take(&mut connection.flags.life) == Life::Silent {
+                self.silences.push((id, false));
+            }
         }
     }
 
@@ -652,8 +657,12 @@ impl Connections {
             }
             Due::Finish => self.leave(id, false),
             Due::Ping => {
-                connection.flags.is_pinged = true;
+                connection.flags.life = Life::Pinged;
                 self.queue(id, |outbound| outbound.push_control(Opcode::Ping, b""));
+            }
+            Due::Silence => {
+                connection.flags.life = Life::Silent;
+                self.silences.push((id, true));
             }
             Due::Calm => self.calm(id),
             Due::Cut(End::Slow) => self.cut(id, 4003, "slow", End::Slow),

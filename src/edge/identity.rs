@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use crate::edge::ticket::{Term, Ticket, Tickets};
 use crate::framer::{Refusal, Request};
+use crate::link::message::SessionNumber;
 use crate::link::record::Id;
 use crate::protocol::Subprotocol;
 use crate::protocol::conversation::is_id;
@@ -68,6 +69,8 @@ pub struct Admitted {
     pub manual: bool,
     /// What the response names as chosen; `None` when nothing was offered.
     pub subprotocol: Option<Subprotocol>,
+    /// It came with a ticket, which this session was given.
+    pub ticket: Option<SessionNumber>,
 }
 
 impl Door {
@@ -123,10 +126,10 @@ impl Door {
                 self.demand(query.ticket.as_deref(), token, now_unix_ms)
             }
         };
-        let (user, device, term) = identified.map_err(|doubt| self.doubted(doubt))?;
+        let (user, device, term, ticket) = identified.map_err(|doubt| self.doubted(doubt))?;
         let manual = query.sync.as_deref() == Some("manual");
         let (user, device) = (user.into(), device.into());
-        Ok(Admitted { user, device, term, manual, subprotocol })
+        Ok(Admitted { user, device, term, manual, subprotocol, ticket })
     }
 
     /// A client is who it says. A ticket is bound to its user and device: beside it they are
@@ -139,7 +142,7 @@ impl Door {
         let Some(ticket) = ticket else {
             let device = device.clone().unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
             let user = user.clone().ok_or(Doubt::Missing)?;
-            return Ok((user, device, Term::default()));
+            return Ok((user, device, Term::default(), None));
         };
         let bound = self.ticket(ticket, now_unix_ms)?;
         let differs =
@@ -147,7 +150,7 @@ impl Door {
         if differs(user, &bound.user) || differs(device, &bound.device) {
             return Err(Doubt::Ticket);
         }
-        Ok((bound.user, bound.device, Term::default()))
+        Ok((bound.user, bound.device, Term::default(), Some(bound.session)))
     }
 
     /// A ticket alone suffices, and is all that counts where one is given. What it proves ends with
@@ -162,7 +165,7 @@ impl Door {
             let bound = self.ticket(ticket, now_unix_ms)?;
             let end = Some(bound.expires_unix_ms);
             let term = Term { ends_unix_ms: end, ticket_ends_unix_ms: end };
-            return Ok((bound.user, bound.device, term));
+            return Ok((bound.user, bound.device, term, Some(bound.session)));
         }
         let token = token?.ok_or(Doubt::Missing)?;
         let Identities::Tokens(tokens) = &mut self.identities else {
@@ -172,13 +175,18 @@ impl Door {
         self.counters.tokens += 1;
         let end = Some(proven.expires_unix_ms);
         let term = Term { ends_unix_ms: end, ticket_ends_unix_ms: None };
-        Ok((proven.user, proven.device, term))
+        Ok((proven.user, proven.device, term, None))
     }
 
     fn ticket(&mut self, ticket: &str, now_unix_ms: u64) -> Result<Ticket, Doubt> {
         let bound = self.tickets.check(ticket, now_unix_ms).ok_or(Doubt::Ticket)?;
         self.counters.tickets += 1;
         Ok(bound)
+    }
+
+    /// A ticket that was good is none: its device was revoked.
+    pub fn revoked(&mut self) -> Refusal {
+        self.doubted(Doubt::Ticket)
     }
 
     /// What the client hears. Where a token fails is for its owner to find out, not for a guesser.
@@ -200,8 +208,8 @@ impl Door {
     }
 }
 
-/// User, device, and how long that holds.
-type Identified = (String, String, Term);
+/// User, device, how long that holds, and the session whose ticket it was.
+type Identified = (String, String, Term, Option<SessionNumber>);
 
 /// The token of a request: from `Authorization`, else from a subprotocol, else from the query.
 fn token_of<'a>(

@@ -24,7 +24,7 @@ pub struct Metrics {
 }
 
 /// Names and meanings, in the order of [`values`].
-const COUNTERS: [(&str, &str); 27] = [
+const COUNTERS: [(&str, &str); 32] = [
     ("aldis_handshakes_total", "Connections that were upgraded"),
     ("aldis_sessions_welcomed_total", "Sessions that were welcomed"),
     ("aldis_handshake_timeouts_total", "Connections closed without a whole request in 10 s"),
@@ -50,6 +50,11 @@ const COUNTERS: [(&str, &str); 27] = [
     ("aldis_tokens_total", "Connect requests with a valid token"),
     ("aldis_tickets_total", "Connect requests with a valid ticket"),
     ("aldis_identity_cut_total", "Connections closed with 4004: token or ticket expired"),
+    ("aldis_revoked_total", "Connections closed with 4004: their device was revoked"),
+    ("aldis_presence_frames_total", "Frames that told of presence"),
+    ("aldis_presence_coalesced_total", "News of presence replaced before they were told"),
+    ("aldis_typing_frames_total", "Frames that told of somebody typing"),
+    ("aldis_typing_dropped_total", "Frames of typing that there was no room for"),
     ("aldis_stale_sequencers_total", "Sequencers refused because their epoch was superseded"),
     ("aldis_unknown_answers_total", "Answers to nothing that was asked; must stay 0"),
 ];
@@ -121,7 +126,7 @@ fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64
     }
 }
 
-fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
+fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 32] {
     let sockets = shard.counters();
     let chat = shard.application().router().counters();
     let door = &shard.application().site().door.counters;
@@ -151,6 +156,11 @@ fn values<R: Ring>(shard: &Shard<R, Chat>) -> [u64; 27] {
         door.tokens,
         door.tickets,
         chat.cut_expired,
+        chat.cut_revoked,
+        chat.presence_frames,
+        chat.presence_coalesced,
+        chat.typing_frames,
+        chat.typing_dropped,
         chat.stale_sequencers,
         chat.unknown_answers,
     ]

@@ -8,7 +8,8 @@
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
 //! what is counted, `deadlines` when a client's proof of who it is ends,
-//! `pressed` what is different when memory is scarce.
+//! `pressed` what is different when memory is scarce, `revoked` whose tickets are void,
+//! `presence` who looks at whom.
 
 mod answers;
 mod connection;
@@ -17,9 +18,11 @@ mod deadlines;
 mod devices;
 mod handover;
 mod operations;
+mod presence;
 mod pressed;
 mod pushes;
 mod requests;
+mod revoked;
 #[cfg(test)]
 mod tests;
 
@@ -41,8 +44,11 @@ use deadlines::Deadlines;
 use devices::Devices;
 pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
+use presence::Presence;
+pub use presence::{SubscriptionState, View};
 use pressed::Rooms;
 use requests::{Requests, Unanswered};
+use revoked::Revoked;
 
 /// Bytes of all operations of a shard that may be unanswered at a time.
 pub const UNANSWERED_SIZE_MAX: usize = 256 * 1024 * 1024;
@@ -57,7 +63,8 @@ pub const ROOM_SIZE: usize = 64 * 1024;
 /// Queued bytes beyond which a connection is cut: it asks and asks, and reads no answer. The
 /// queues of the shard must take this and one more frame.
 pub const SLOW_SIZE: usize = 8 * 1024 * 1024;
-/// Close code of a connection whose client's token or ticket has expired.
+/// Close code of a connection whose client's token or ticket has expired, or whose device was
+/// revoked.
 pub const EXPIRED_CODE: u16 = 4004;
 /// How long a drain lets a connection wait for the answers it is owed.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
@@ -136,6 +143,8 @@ pub struct Router {
     /// From a client's send until its `sent`.
     send_latency: Latency,
     deadlines: Deadlines,
+    revoked: Revoked,
+    presence: Presence,
     /// When the drain's grace ends, once it began.
     drain_ends_at_ms: Option<u64>,
     /// Frames are encoded here; kept for its capacity.
@@ -157,6 +166,8 @@ impl Router {
             counters: Counters::default(),
             send_latency: Latency::default(),
             deadlines: Deadlines::default(),
+            revoked: Revoked::default(),
+            presence: Presence::default(),
             drain_ends_at_ms: None,
             frame: Vec::new(),
         }
@@ -190,9 +201,9 @@ impl Router {
     pub fn opened(&mut self, id: ConnectionId, admitted: Admitted, around: &mut Surroundings) {
         // A slot's earlier tenant that was never reported closed is gone all the same.
         if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
-            self.closed(ConnectionId { generation, ..id }, around);
+            self.closed(ConnectionId { generation, ..id }, Some(0), around);
         }
-        let Admitted { user, device, manual, subprotocol, .. } = admitted;
+        let Admitted { user, device, manual, subprotocol, ticket, .. } = admitted;
         let client = Client {
             generation: id.generation,
             user: user.clone(),
@@ -203,7 +214,7 @@ impl Router {
         let connection = Connection::new(client, &mut self.devices);
         self.keep(id.slot, connection);
         self.counters.accepted += 1;
-        let message = ToSequencer::Open { address: self.address(id), user, device };
+        let message = ToSequencer::Open { address: self.address(id), user, device, ticket };
         let request = Unanswered {
             asker: id,
             reference: None,
@@ -285,8 +296,10 @@ impl Router {
     }
 
     /// The connection is gone, for whatever reason. Its operations stay with the sequencer; their
-    /// answers will find nobody.
-    pub fn closed(&mut self, id: ConnectionId, around: &mut Surroundings) {
+    /// answers will find nobody. `silent_ms`: its client has not said farewell, and was heard last
+    /// so long ago.
+    pub fn closed(&mut self, id: ConnectionId, silent_ms: Option<u64>, around: &mut Surroundings) {
+        self.unsubscribe_all(id, around);
         let Some(connection) = self.slot(id.slot).take_if(|is| is.generation == id.generation)
         else {
             return;
@@ -298,9 +311,28 @@ impl Router {
         connection.leave(&mut self.devices);
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
-            let close = ToSequencer::Close { address: self.address(id), session, user, device };
-            self.requests.tell(close, around.outlet);
+            let address = self.address(id);
+            let notice = match silent_ms {
+                None => ToSequencer::Close { address, session, user, device },
+                Some(silent_ms) => ToSequencer::Lost { address, session, user, device, silent_ms },
+            };
+            self.requests.tell(notice, around.outlet);
         }
+    }
+
+    /// Nothing was heard of a client for `SILENT_MS`, or it was heard again.
+    pub fn silence(&mut self, id: ConnectionId, is_silent: bool, around: &mut Surroundings) {
+        let address = self.address(id);
+        let session = self.connection(id).and_then(|connection| connection.session());
+        if let (Some(session), Some((user, device))) = (session, self.names(id)) {
+            let silent = ToSequencer::Silent { address, session, user, device, is_silent };
+            self.requests.tell(silent, around.outlet);
+        }
+    }
+
+    /// News of presence wait for their turn.
+    pub fn has_news(&self) -> bool {
+        self.presence.has_news()
     }
 
     /// What the link has to say about the sequencer, or from it.
@@ -326,6 +358,7 @@ impl Router {
     pub fn tick(&mut self, around: &mut Surroundings) {
         self.requests.flush(around.outlet);
         self.tell_held_rooms(around);
+        self.tell_presence(around);
         for (turn, request) in self.requests.expire(around.now, WAIT_MS_MAX) {
             self.counters.expired += 1;
             let message = "the backend did not come back in time";
@@ -388,7 +421,8 @@ impl Router {
                 });
             }
         }
-        let notices = retells.into_iter().chain([ToSequencer::Retold]);
+        let notices = retells.into_iter().chain(self.presence.rewatches());
+        let notices = notices.chain([ToSequencer::Retold]);
         self.requests.begin(notices, around.outlet);
     }
 
@@ -426,7 +460,7 @@ impl Router {
             self.counters.cut_slow += 1;
             let (code, reason) = (Goodbye::Slow.close_code(), Goodbye::Slow.reason());
             around.clients.cut_slow(id, code, reason);
-            self.closed(id, around);
+            self.closed(id, Some(0), around);
         }
     }
 
@@ -450,7 +484,7 @@ impl Router {
     fn close(&mut self, id: ConnectionId, code: u16, reason: &str, around: &mut Surroundings) {
         if self.connection(id).is_some() {
             around.clients.close(id, code, reason);
-            self.closed(id, around);
+            self.closed(id, Some(0), around);
         }
     }
 

@@ -333,6 +333,11 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// Tells the application which connections are open no more, and which queues are empty.
     fn tell(&mut self) {
         let now = self.connections.now;
+        for (id, is_silent) in std::mem::take(&mut self.connections.silences) {
+            if self.connections.is_open(id) {
+                self.application.silence(now, id, is_silent, &mut self.connections);
+            }
+        }
         while !self.connections.ended.is_empty() || !self.connections.drained.is_empty() {
             for (id, end) in std::mem::take(&mut self.connections.ended) {
                 self.application.closed(now, id, end, &mut self.connections);

@@ -58,6 +58,11 @@ impl Site {
         answer
     }
 
+    /// The answer to a ticket whose device was revoked.
+    pub fn refuse_revoked(&mut self) -> Vec<u8> {
+        refuse(self.door.revoked())
+    }
+
     fn decide(
         &mut self,
         request: &Request,

@@ -1,22 +1,29 @@
 //! Tickets: a client that was welcomed once reconnects with nothing else, on any edge.
 //!
-//! A ticket is base64url (RFC 4648 section 5, no padding) over: version (1), when it expires
-//! (u64, little endian, ms since 1970), the size of the user id (u8), the user id, the device id,
-//! and HMAC-SHA-256 over all of that under the link secret. It proves itself; no edge stores any.
+//! A ticket is base64url (RFC 4648 section 5, no padding) over: version (2), when it expires
+//! (u64, little endian, ms since 1970), the session that it was given (epoch and counter, u64
+//! each), the size of the user id (u8), the user id, the device id, and HMAC-SHA-256 over all of
+//! that under the link secret. It proves itself; no edge stores any. What edges do keep is which
+//! devices were revoked while a ticket may live: one that names a session from before is void.
+//!
+//! Version 1 named no session, and counts as given to the first.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::link::message::SessionNumber;
 use crate::protocol::conversation::is_id;
 
-/// How long a ticket is good for, in milliseconds.
-pub const TICKET_LIFETIME_MS: u64 = 24 * 60 * 60 * 1_000;
+pub use crate::limits::TICKET_LIFETIME_MS;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_SESSION: u8 = 1;
 const MAC_SIZE: usize = 32;
-const HEAD_SIZE: usize = 1 + 8 + 1;
+/// Version and expiry.
+const HEAD_SIZE: usize = 1 + 8;
+const SESSION_SIZE: usize = 8 + 8;
 /// The link secret signs hellos as well; no signature of one is ever good for the other.
 const PURPOSE: &[u8] = b"aldis ticket\0";
 
@@ -36,6 +43,8 @@ pub struct Ticket {
     pub user: String,
     pub device: String,
     pub expires_unix_ms: u64,
+    /// The session that it was given.
+    pub session: SessionNumber,
 }
 
 /// Issues and checks tickets under one secret.
@@ -52,16 +61,19 @@ impl Tickets {
         Tickets { keyed }
     }
 
-    /// A ticket for `user` on `device`, good until `now_unix_ms + TICKET_LIFETIME_MS`.
-    pub fn issue(&self, user: &str, device: &str, now_unix_ms: u64) -> String {
-        self.issue_until(user, device, now_unix_ms + TICKET_LIFETIME_MS)
-    }
-
-    /// A ticket for `user` on `device`, good until `expires_unix_ms`.
-    pub fn issue_until(&self, user: &str, device: &str, expires_unix_ms: u64) -> String {
+    /// A ticket for `session`, of `user` on `device`, good until `expires_unix_ms`.
+    pub fn issue_until(
+        &self,
+        user: &str,
+        device: &str,
+        session: SessionNumber,
+        expires_unix_ms: u64,
+    ) -> String {
         let user_size = u8::try_from(user.len()).expect("ids have at most 64 bytes");
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&expires_unix_ms.to_le_bytes());
+        bytes.extend_from_slice(&session.epoch.to_le_bytes());
+        bytes.extend_from_slice(&session.counter.to_le_bytes());
         bytes.push(user_size);
         bytes.extend_from_slice(user.as_bytes());
         bytes.extend_from_slice(device.as_bytes());
@@ -76,14 +88,24 @@ impl Tickets {
         let signed_size = bytes.len().checked_sub(MAC_SIZE)?;
         let (signed, mac) = bytes.split_at(signed_size);
         self.keyed.clone().chain_update(signed).verify_slice(mac).ok()?;
-        let (head, ids) = signed.split_at_checked(HEAD_SIZE)?;
-        let expires_unix_ms = u64::from_le_bytes(head[1..9].try_into().ok()?);
-        let (user, device) = ids.split_at_checked(usize::from(head[9]))?;
+        let (head, rest) = signed.split_at_checked(HEAD_SIZE)?;
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
+        let expires_unix_ms = number(&head[1..])?;
+        let (session, rest) = match head[0] {
+            VERSION => {
+                let (session, rest) = rest.split_at_checked(SESSION_SIZE)?;
+                let (epoch, counter) = session.split_at(SESSION_SIZE / 2);
+                (SessionNumber { epoch: number(epoch)?, counter: number(counter)? }, rest)
+            }
+            VERSION_WITHOUT_SESSION => (SessionNumber { epoch: 0, counter: 0 }, rest),
+            _ => return None,
+        };
+        let (user_size, ids) = rest.split_first()?;
+        let (user, device) = ids.split_at_checked(usize::from(*user_size))?;
         let (user, device) = (String::from_utf8(user.into()), String::from_utf8(device.into()));
         let (user, device) = (user.ok()?, device.ok()?);
-        let good = head[0] == VERSION && now_unix_ms < expires_unix_ms;
-        let good = good && is_id(&user) && is_id(&device);
-        good.then_some(Ticket { user, device, expires_unix_ms })
+        let good = now_unix_ms < expires_unix_ms && is_id(&user) && is_id(&device);
+        good.then_some(Ticket { user, device, expires_unix_ms, session })
     }
 }
 
@@ -94,20 +116,36 @@ mod tests {
     #[test]
     fn a_ticket_is_good_until_it_expires() {
         let tickets = Tickets::new(b"secret");
-        let ticket = tickets.issue("al:ice", "\u{e4}", 1_000);
         let expires_unix_ms = 1_000 + TICKET_LIFETIME_MS;
+        let session = SessionNumber { epoch: 7, counter: 1 << 40 };
+        let ticket = tickets.issue_until("al:ice", "\u{e4}", session, expires_unix_ms);
         let (user, device) = ("al:ice".to_owned(), "\u{e4}".to_owned());
-        let identity = Some(Ticket { user, device, expires_unix_ms });
+        let identity = Some(Ticket { user, device, expires_unix_ms, session });
         assert_eq!(tickets.check(&ticket, 1_000), identity);
         assert_eq!(tickets.check(&ticket, 999 + TICKET_LIFETIME_MS), identity);
         assert_eq!(tickets.check(&ticket, 1_000 + TICKET_LIFETIME_MS), None);
         assert!(ticket.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
     }
 
+    /// As an edge of the version before has issued it.
+    #[test]
+    fn a_ticket_without_a_session_is_good_and_counts_as_the_first() {
+        let tickets = Tickets::new(b"secret");
+        let mut bytes = vec![1];
+        bytes.extend_from_slice(&2_000u64.to_le_bytes());
+        bytes.extend_from_slice(b"\x05alicephone");
+        let mac = tickets.keyed.clone().chain_update(&bytes).finalize();
+        bytes.extend_from_slice(&mac.into_bytes());
+        let ticket = tickets.check(&URL_SAFE_NO_PAD.encode(bytes), 1_000).expect("good");
+        assert_eq!((&*ticket.user, &*ticket.device), ("alice", "phone"));
+        assert_eq!(ticket.session, SessionNumber { epoch: 0, counter: 0 });
+    }
+
     #[test]
     fn no_other_ticket_is_good() {
         let tickets = Tickets::new(b"secret");
-        let ticket = tickets.issue("alice", "phone", 1_000);
+        let session = SessionNumber { epoch: 1, counter: 1 };
+        let ticket = tickets.issue_until("alice", "phone", session, 2_000);
         assert_eq!(Tickets::new(b"other").check(&ticket, 1_000), None);
         for size in 0..ticket.len() {
             assert_eq!(tickets.check(&ticket[..size], 1_000), None, "prefix of {size}");

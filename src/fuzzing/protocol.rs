@@ -71,6 +71,12 @@ fn is_valid(request: &Request) {
             after.iter().for_each(|after| named(after));
             assert!((1..=200).contains(limit));
         }
+        Operation::Revoke { device } => assert!(conversation::is_id(device)),
+        Operation::PresenceSubscribe { users } | Operation::PresenceUnsubscribe { users } => {
+            assert!(users.iter().all(|user| conversation::is_id(user)));
+        }
+        Operation::Typing { convo } => named(convo),
+        Operation::Devices | Operation::Privacy { .. } => {}
         Operation::Group { convo, change } => {
             assert_eq!(conversation::parse(convo), Ok(conversation::Conversation::Named));
             assert!(group_members(change).iter().all(|member| conversation::is_id(member)));
@@ -176,12 +182,36 @@ pub fn written(request: &Request) -> (Vec<u8>, Value) {
             (binary, json!({"t":name,"convo":&**convo}))
         }
         Operation::Group { convo, change } => written_group(convo, change),
+        Operation::Devices => (vec![0x11], json!({"t":"devices"})),
+        Operation::Revoke { device } => (
+            [vec![0x12], bytes(0x15, device.as_bytes())].concat(),
+            json!({"t":"device.revoke","device":&**device}),
+        ),
+        Operation::Privacy { hidden } => {
+            let presence = if *hidden { "nobody" } else { "everyone" };
+            let number = if *hidden { 2 } else { 1 };
+            let binary = [vec![0x13], integer(0x38, number)].concat();
+            (binary, json!({"t":"privacy","presence":presence}))
+        }
+        Operation::PresenceSubscribe { users } => written_users(0x14, "presence.sub", users),
+        Operation::PresenceUnsubscribe { users } => written_users(0x15, "presence.unsub", users),
+        Operation::Typing { convo } => (
+            [vec![0x16], bytes(1, convo.as_bytes())].concat(),
+            json!({"t":"typing","convo":&**convo}),
+        ),
     };
     if let Some(reference) = request.reference {
         binary.extend(integer(2, zigzag(reference)));
         object["ref"] = json!(reference);
     }
     (binary, object)
+}
+
+fn written_users(kind: u8, name: &str, users: &[Id]) -> (Vec<u8>, Value) {
+    let texts: Vec<&str> = users.iter().map(|user| &**user).collect();
+    let entries = texts.iter().map(|text| [number(text.len() as u64), (*text).into()].concat());
+    let list = entries.collect::<Vec<Vec<u8>>>().concat();
+    ([vec![kind], bytes(0x2b, &list)].concat(), json!({"t":name,"users":texts}))
 }
 
 fn group_members(change: &GroupChange) -> &[Id] {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::record::{
-    Body, ChannelState, ConversationName, Cursor, Id, Member, Message, Subscription,
+    Body, ChannelState, ConversationName, Cursor, Id, Member, Message, Revocation, Subscription,
 };
 use super::wire::{wire_enum, wire_struct};
 
@@ -124,8 +124,10 @@ wire_enum! {
     /// acknowledged when it was handled and has no answer.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum ToSequencer {
-        /// A client wants a session. Answered by `Opened`, before its `welcome`.
-        1 = Open { address: Address, user: Id, device: Id, },
+        /// A client wants a session. Answered by `Opened`, before its `welcome`. `ticket`: it comes
+        /// with a ticket that this session was given; refused as `Forbidden` if the device was
+        /// revoked since.
+        1 = Open { address: Address, user: Id, device: Id, ticket: Option<SessionNumber>, },
         /// Notice: the connection still stood when `Opened` came; the session is live now, and an
         /// older one of the same device is replaced. `manual`: nothing is pushed before a `sync`.
         2 = Confirm {
@@ -208,6 +210,37 @@ wire_enum! {
             convo: ConversationName,
             change: ChannelChange,
         },
+        /// Notice: nothing was heard of the client for so long that it may be gone; or it was heard
+        /// again.
+        20 = Silent {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            is_silent: bool,
+        },
+        /// Notice: the connection is gone, and its client has not said farewell. It was heard last
+        /// before so many milliseconds.
+        21 = Lost {
+            address: Address,
+            session: SessionNumber,
+            user: Id,
+            device: Id,
+            silent_ms: u64,
+        },
+        /// `revoke`: this one is to go first. Answered by `Devices`, a revocation once it is
+        /// durable, or `Refused`.
+        22 = Devices { address: Address, user: Id, revoke: Option<Id>, },
+        /// Answered by `Privacy` once durable, or `Refused`.
+        23 = Privacy { address: Address, user: Id, hidden: bool, },
+        /// The shard is to hear of the presence of these users from now on. Answered by `Watched`.
+        24 = Watch { address: Address, users: Vec<Id>, },
+        /// Notice: nobody here looks at these users any more.
+        25 = Unwatch { users: Vec<Id>, },
+        /// Notice: they were watched before this link session began.
+        26 = Rewatch { users: Vec<Id>, },
+        /// Answered by `Done`, or `Refused`.
+        27 = Typing { address: Address, user: Id, device: Id, convo: ConversationName, },
     }
 }
 
@@ -260,6 +293,32 @@ wire_enum! {
         30 = Channel { to: u64, convo: ConversationName, owner: Id, subscribers: u64, },
         /// As `Refused`, for a limit that was hit; `retry_ms` 0: another time is no better.
         31 = Limited { to: u64, code: Code, message: Id, limit: u64, retry_ms: u32, },
+        /// Each with when it was last there, ms since 1970 UTC.
+        20 = Devices { to: u64, devices: Vec<(Id, u64)>, },
+        21 = Privacy { to: u64, hidden: bool, },
+        /// The presence of everybody asked for.
+        22 = Watched { to: u64, rows: Vec<Presence>, },
+        /// News of users that somebody on this shard looks at.
+        23 = Presence { rows: Vec<Presence>, },
+        24 = Typing { convo: ConversationName, from: Id, targets: Vec<PushTarget>, },
+        /// Tickets of these devices are void, up to the session that each names. Told of all that
+        /// were revoked while a ticket may live, and of each when it is.
+        25 = Revoked { revocations: Vec<Revocation>, },
+        /// The device was revoked: close 4004.
+        26 = Cut { target: PushTarget, },
+    }
+}
+
+wire_struct! {
+    /// Whether a user is there.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Presence {
+        pub user: Id,
+        pub online: bool,
+        /// When he was last there, ms since 1970 UTC; 0: never.
+        pub last_seen: u64,
+        /// Others are to take him for somebody who never was there.
+        pub hidden: bool,
     }
 }
 
@@ -309,6 +368,9 @@ wire_enum! {
         12 = LoadWatermarks { convo: ConversationName, },
         /// Answered by `Channel`.
         30 = LoadChannel { convo: ConversationName, },
+        /// Devices revoked at `since_ms` or later. Answered by `Revoked`. `after`: empty, or the
+        /// `next` of the piece before.
+        20 = LoadRevoked { since_ms: u64, after: Bytes, },
     }
 }
 
@@ -348,12 +410,16 @@ wire_enum! {
         /// the next piece begins, for the store alone to understand; good for any life of it.
         6 = User {
             to: u64,
-            devices: Vec<Id>,
+            /// Each with when it was last there, as far as the log says.
+            devices: Vec<(Id, u64)>,
             cursors: Vec<Cursor>,
             /// His rows in the groups where he is or was a member.
             groups: Vec<(ConversationName, Member)>,
             /// The channels to which he is or was subscribed.
             channels: Vec<(ConversationName, Subscription)>,
+            revoked: Vec<Revocation>,
+            /// He does not want his presence told.
+            hidden: bool,
             next: Bytes,
         },
         7 = Found { to: u64, message: Option<Accepted>, },
@@ -369,6 +435,7 @@ wire_enum! {
         13 = Watermarks { to: u64, rows: Vec<Reached>, senders: Vec<(u64, u64)>, },
         /// `None`: there is no such channel.
         30 = Channel { to: u64, channel: Option<ChannelState>, subscribers: u64, },
+        20 = Revoked { to: u64, rows: Vec<Revocation>, next: Bytes, },
     }
 }
 
@@ -418,6 +485,7 @@ impl FromStore {
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
             Members { to, .. } | Watermarks { to, .. } | Channel { to, .. } => *to,
+            Revoked { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

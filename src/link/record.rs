@@ -14,6 +14,10 @@ pub type Id = Rc<str>;
 /// The name of a conversation.
 pub type ConversationName = Rc<str>;
 
+/// The pseudo-device of a user. It holds his marker while he has no device, until the first one
+/// inherits it, and how far the devices had come that were revoked. No real one has an empty id.
+pub const NO_DEVICE: &str = "";
+
 wire_struct! {
     /// A message in its place in its conversation.
     #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +169,33 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// A device that its user has revoked. Sessions of it up to this number are over for good, and
+    /// so are the tickets that they were given.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Revocation {
+        pub user: Id,
+        pub device: Id,
+        /// The last session's number: epoch and counter.
+        pub epoch: u64,
+        pub counter: u64,
+        /// When, ms since 1970 UTC.
+        pub ts: u64,
+        /// When the device was there last.
+        pub last_seen: u64,
+    }
+}
+
+wire_struct! {
+    /// When a device was there last, ms since 1970 UTC.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Sighting {
+        pub user: Id,
+        pub device: Id,
+        pub ts: u64,
+    }
+}
+
+wire_struct! {
     /// What is still known of a message whose record was lost.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct LostMessage {
@@ -211,6 +242,13 @@ wire_enum! {
             subscription: Subscription,
             subscribers: u64,
         },
+        /// A device is gone, and with it all of its cursors. How far it had come stands before it,
+        /// as cursors of the user's pseudo-device.
+        20 = Revoked { revocation: Revocation, },
+        /// Devices that have left, known ones.
+        21 = Seen { devices: Vec<Sighting>, },
+        /// Whether a user's presence is told to others.
+        22 = Privacy { user: Id, hidden: bool, },
     }
 }
 

@@ -40,6 +40,12 @@ mod operation_type {
     pub const CHANNEL_UNSUBSCRIBE: u8 = 0x0f;
     /// The first of `LATER`; the others follow.
     pub const LATER_FIRST: u8 = 0x10;
+    pub const DEVICES: u8 = 0x11;
+    pub const DEVICE_REVOKE: u8 = 0x12;
+    pub const PRIVACY: u8 = 0x13;
+    pub const PRESENCE_SUB: u8 = 0x14;
+    pub const PRESENCE_UNSUB: u8 = 0x15;
+    pub const TYPING: u8 = 0x16;
 }
 
 /// First bytes of messages to the client.
@@ -57,6 +63,10 @@ mod event_type {
     pub const ERROR: u8 = 0x8b;
     pub const GROUP: u8 = 0x8c;
     pub const CHANNEL: u8 = 0xbc;
+    pub const DEVICES: u8 = 0x90;
+    pub const PRIVACY: u8 = 0x91;
+    pub const PRESENCE: u8 = 0x92;
+    pub const TYPING: u8 = 0x93;
 }
 
 /// Fields, by the names that they have in JSON. Even: a varint; odd: a length and bytes.
@@ -106,6 +116,11 @@ mod tag {
     pub const COUNT: u8 = 0x2e;
     pub const OF: u8 = 0x30;
     pub const SUBSCRIBERS: u8 = 0x3c;
+    pub const DEVICES: u8 = 0x29;
+    pub const USERS: u8 = 0x2b;
+    pub const LAST_SEEN: u8 = 0x34;
+    pub const STATE: u8 = 0x36;
+    pub const PRESENCE: u8 = 0x38;
 }
 
 /// The `kind` of a system message.
@@ -198,6 +213,33 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.integer(tag::CODE, code_number(code)).text(tag::MESSAGE, message);
             frame.optional(tag::LIMIT, limit).optional(tag::RETRY_MS, retry_ms);
         }
+        _ => encode_of_users(event, out),
+    }
+}
+
+/// What is told of users: their devices, and whether they are there.
+fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
+    match *event {
+        Event::Devices { reference, devices } => {
+            let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
+            let mut frame = Frame::begin(out, event_type::DEVICES);
+            frame.reference(reference).list(tag::DEVICES, &entries);
+        }
+        Event::Privacy { reference, hidden } => {
+            let mut frame = Frame::begin(out, event_type::PRIVACY);
+            frame.reference(reference).integer(tag::PRESENCE, if hidden { 2 } else { 1 });
+        }
+        Event::Presence { reference, user, online, last_seen } => {
+            let mut frame = Frame::begin(out, event_type::PRESENCE);
+            frame.reference(reference).text(tag::USER, user);
+            frame.integer(tag::STATE, if online { 1 } else { 2 });
+            frame.optional(tag::LAST_SEEN, last_seen);
+        }
+        Event::Typing { convo, from } => {
+            let mut frame = Frame::begin(out, event_type::TYPING);
+            frame.text(tag::CONVO, convo).text(tag::FROM, from);
+        }
+        _ => unreachable!("the caller encodes the others"),
     }
 }
 
@@ -218,6 +260,9 @@ struct RawFields<'a> {
     after: Option<&'a [u8]>,
     members: Option<&'a [u8]>,
     role: Option<u64>,
+    device: Option<&'a [u8]>,
+    users: Option<&'a [u8]>,
+    presence: Option<u64>,
 }
 
 impl<'a> RawFields<'a> {
@@ -248,6 +293,7 @@ impl<'a> RawFields<'a> {
             tag::BEFORE => &mut self.before,
             tag::LIMIT => &mut self.limit,
             tag::ROLE => &mut self.role,
+            tag::PRESENCE => &mut self.presence,
             _ => return None,
         })
     }
@@ -262,6 +308,8 @@ impl<'a> RawFields<'a> {
             tag::CONVOS => &mut self.convos,
             tag::AFTER => &mut self.after,
             tag::MEMBERS => &mut self.members,
+            tag::DEVICE => &mut self.device,
+            tag::USERS => &mut self.users,
             _ => return None,
         })
     }
@@ -272,6 +320,7 @@ impl<'a> RawFields<'a> {
             Field::To => self.to,
             Field::Id => self.id,
             Field::After => self.after,
+            Field::Device => self.device,
             Field::Seq | Field::Before | Field::Limit => None,
         }
     }
@@ -281,7 +330,7 @@ impl<'a> RawFields<'a> {
             Field::Seq => self.seq,
             Field::Before => self.before,
             Field::Limit => self.limit,
-            Field::Convo | Field::To | Field::Id | Field::After => None,
+            Field::Convo | Field::To | Field::Id | Field::After | Field::Device => None,
         }
     }
 }
@@ -320,6 +369,12 @@ fn operation_name(kind: u8) -> Option<&'static str> {
         operation_type::CHANNEL_CREATE => "channel.create",
         operation_type::CHANNEL_SUBSCRIBE => "channel.subscribe",
         operation_type::CHANNEL_UNSUBSCRIBE => "channel.unsubscribe",
+        operation_type::DEVICES => "devices",
+        operation_type::DEVICE_REVOKE => "device.revoke",
+        operation_type::PRIVACY => "privacy",
+        operation_type::PRESENCE_SUB => "presence.sub",
+        operation_type::PRESENCE_UNSUB => "presence.unsub",
+        operation_type::TYPING => "typing",
         other => {
             let index = other.checked_sub(operation_type::LATER_FIRST)?;
             LATER.get(usize::from(index))?
@@ -368,12 +423,19 @@ impl Fields for RawFields<'_> {
     }
 
     fn members(&self) -> Option<Vec<Cow<'_, str>>> {
-        let mut rest = self.members?;
-        let mut members = Vec::new();
-        while !rest.is_empty() {
-            members.push(Cow::Borrowed(text(Some(sized(&mut rest)?))?));
+        texts(self.members?)
+    }
+
+    fn users(&self) -> Option<Vec<Cow<'_, str>>> {
+        texts(self.users?)
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        match self.presence? {
+            1 => Some(false),
+            2 => Some(true),
+            _ => None,
         }
-        Some(members)
     }
 
     /// Of a name that comes twice, the last.
@@ -396,6 +458,15 @@ impl Fields for RawFields<'_> {
 
 fn text(field: Option<&[u8]>) -> Option<&str> {
     simdutf8::basic::from_utf8(field?).ok()
+}
+
+/// A list of texts.
+fn texts(mut rest: &[u8]) -> Option<Vec<Cow<'_, str>>> {
+    let mut texts = Vec::new();
+    while !rest.is_empty() {
+        texts.push(Cow::Borrowed(text(Some(sized(&mut rest)?))?));
+    }
+    Some(texts)
 }
 
 /// Takes a varint off the front.
@@ -479,6 +550,12 @@ fn message_fields(message: &Message, out: &mut Vec<u8>) {
 
 fn names(names: &[Id]) -> Vec<Vec<u8>> {
     names.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
+fn device_entry((device, last_seen): &(Id, u64)) -> Vec<u8> {
+    let mut entry = Vec::new();
+    Frame { out: &mut entry }.text(tag::DEVICE, device).integer(tag::LAST_SEEN, *last_seen);
+    entry
 }
 
 fn head_entry((convo, head): &(ConversationName, u64)) -> Vec<u8> {

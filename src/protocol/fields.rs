@@ -2,6 +2,7 @@
 //! same operations, and refuse the same with the same words.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use super::conversation;
 use super::operation::{
@@ -22,6 +23,7 @@ pub(super) enum Field {
     Before,
     After,
     Limit,
+    Device,
 }
 
 /// The fields of one message, not yet looked into.
@@ -38,6 +40,10 @@ pub(super) trait Fields {
     fn admin(&self) -> Option<bool>;
     /// The texts of `members`; `None`: it is absent, or no list of texts.
     fn members(&self) -> Option<Vec<Cow<'_, str>>>;
+    /// The texts of `users`; `None`: it is absent, or no list of texts.
+    fn users(&self) -> Option<Vec<Cow<'_, str>>>;
+    /// The `presence` of a `privacy`: whether it is `nobody`.
+    fn hidden(&self) -> Option<bool>;
     /// The `convos` of a `sync`, by name.
     fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault>;
 }
@@ -79,6 +85,22 @@ pub(super) fn operation(name: &str, fields: &impl Fields) -> Result<Operation, F
         "channel.create" => channel(fields, ChannelChange::Create),
         "channel.subscribe" => channel(fields, ChannelChange::Subscribe),
         "channel.unsubscribe" => channel(fields, ChannelChange::Unsubscribe),
+        "devices" => Ok(Operation::Devices),
+        "device.revoke" => {
+            let device = id(fields, Field::Device);
+            let device = device.ok_or(bad("device is not an id of 1 to 64 bytes"))?;
+            Ok(Operation::Revoke { device })
+        }
+        "privacy" => {
+            let hidden = fields.hidden().ok_or(bad("presence is neither everyone nor nobody"))?;
+            Ok(Operation::Privacy { hidden })
+        }
+        "presence.sub" => match users(fields)? {
+            users if users.is_empty() => Err(bad("users is an empty list")),
+            users => Ok(Operation::PresenceSubscribe { users }),
+        },
+        "presence.unsub" => Ok(Operation::PresenceUnsubscribe { users: users(fields)? }),
+        "typing" => Ok(Operation::Typing { convo: convo(fields)? }),
         other => match LATER.iter().find(|later| **later == other) {
             Some(later) => Ok(Operation::Later(later)),
             None => Err(UNKNOWN_OPERATION),
@@ -175,6 +197,23 @@ fn members(fields: &impl Fields) -> Result<Vec<Id>, Fault> {
     let id = |member: Cow<str>| conversation::is_id(&member).then(|| Id::from(&*member));
     let ids: Option<Vec<Id>> = members.into_iter().map(id).collect();
     ids.ok_or(bad("members has one that is not an id of 1 to 64 bytes"))
+}
+
+/// Each once, in the order in which they stand first.
+fn users(fields: &impl Fields) -> Result<Vec<Id>, Fault> {
+    let users = fields.users().ok_or(bad("users is not a list of users"))?;
+    let mut seen = HashSet::new();
+    let mut ids = Vec::new();
+    for user in users {
+        if !conversation::is_id(&user) {
+            return Err(bad("users has one that is not an id of 1 to 64 bytes"));
+        }
+        let id = Id::from(&*user);
+        if seen.insert(id.clone()) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
 }
 
 fn limit(fields: &impl Fields, default: u32) -> Result<u32, Fault> {

@@ -114,6 +114,32 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.text("code", code.text()).text("message", message);
             frame.optional("limit", limit).optional("retry_ms", retry_ms).end();
         }
+        _ => encode_of_users(event, out),
+    }
+}
+
+/// What is told of users: their devices, and whether they are there.
+fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
+    match *event {
+        Event::Devices { reference, devices } => {
+            let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
+            let mut frame = Frame::begin(out, "devices");
+            frame.reference(reference).list("devices", &entries).end();
+        }
+        Event::Privacy { reference, hidden } => {
+            let presence = if hidden { "nobody" } else { "everyone" };
+            Frame::begin(out, "privacy").reference(reference).text("presence", presence).end();
+        }
+        Event::Presence { reference, user, online, last_seen } => {
+            let mut frame = Frame::begin(out, "presence");
+            frame.reference(reference).text("user", user);
+            frame.text("state", if online { "online" } else { "offline" });
+            frame.optional("last_seen", last_seen).end();
+        }
+        Event::Typing { convo, from } => {
+            Frame::begin(out, "typing").text("convo", convo).text("from", from).end();
+        }
+        _ => unreachable!("the caller encodes the others"),
     }
 }
 
@@ -135,6 +161,9 @@ struct RawFields<'a> {
     limit: Option<&'a RawValue>,
     members: Option<&'a RawValue>,
     role: Option<&'a RawValue>,
+    device: Option<&'a RawValue>,
+    users: Option<&'a RawValue>,
+    presence: Option<&'a RawValue>,
 }
 
 impl<'a> RawFields<'a> {
@@ -163,6 +192,9 @@ impl<'a> RawFields<'a> {
             "limit" => &mut self.limit,
             "members" => &mut self.members,
             "role" => &mut self.role,
+            "device" => &mut self.device,
+            "users" => &mut self.users,
+            "presence" => &mut self.presence,
             _ => return None,
         })
     }
@@ -176,6 +208,7 @@ impl<'a> RawFields<'a> {
             Field::Before => self.before,
             Field::After => self.after,
             Field::Limit => self.limit,
+            Field::Device => self.device,
         }
     }
 }
@@ -295,8 +328,19 @@ impl Fields for RawFields<'_> {
     }
 
     fn members(&self) -> Option<Vec<Cow<'_, str>>> {
-        let entries: Vec<&RawValue> = serde_json::from_str(self.members?.get()).ok()?;
-        entries.into_iter().map(|entry| text(Some(entry)).ok()?).collect()
+        texts(self.members?)
+    }
+
+    fn users(&self) -> Option<Vec<Cow<'_, str>>> {
+        texts(self.users?)
+    }
+
+    fn hidden(&self) -> Option<bool> {
+        match &*text(self.presence).ok()?? {
+            "nobody" => Some(true),
+            "everyone" => Some(false),
+            _ => None,
+        }
     }
 
     fn heads(&self) -> Result<Option<Vec<(ConversationName, u64)>>, Fault> {
@@ -356,6 +400,12 @@ fn text(field: Option<&RawValue>) -> Result<Option<Cow<'_, str>>, Wrong> {
     Ok(Some(unescaped.into()))
 }
 
+/// A list of texts.
+fn texts(raw: &RawValue) -> Option<Vec<Cow<'_, str>>> {
+    let entries: Vec<&RawValue> = serde_json::from_str(raw.get()).ok()?;
+    entries.into_iter().map(|entry| text(Some(entry)).ok()?).collect()
+}
+
 fn integer(field: Option<&RawValue>) -> Result<Option<i64>, Wrong> {
     let Some(raw) = field else {
         return Ok(None);
@@ -388,6 +438,12 @@ fn channel(event: &Event, out: &mut Vec<u8>) {
 
 fn page_entry(message: &Message, out: &mut Vec<u8>) {
     Frame::begin_entry(out).message(message).end();
+}
+
+fn device_entry((device, last_seen): &(Id, u64)) -> Vec<u8> {
+    let mut entry = Vec::new();
+    Frame::begin_entry(&mut entry).text("device", device).integer("last_seen", *last_seen).end();
+    entry
 }
 
 fn standing(standing: &Standing) -> Vec<u8> {

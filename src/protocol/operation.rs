@@ -76,21 +76,34 @@ pub enum Operation {
         convo: ConversationName,
         change: ChannelChange,
     },
+    /// The user's devices.
+    Devices,
+    /// One of the user's devices is to go, with all that is kept of it.
+    Revoke {
+        device: Id,
+    },
+    /// Whether others see when the user is there.
+    Privacy {
+        hidden: bool,
+    },
+    /// The presence of these users is to be told, now and whenever it changes. Each comes once.
+    PresenceSubscribe {
+        users: Vec<Id>,
+    },
+    PresenceUnsubscribe {
+        users: Vec<Id>,
+    },
+    /// The user is writing something in a conversation.
+    Typing {
+        convo: ConversationName,
+    },
     Ping,
     /// An operation of the protocol that this version knows by name only.
     Later(&'static str),
 }
 
 /// Operations that the protocol names and this version answers `unknown_op`.
-pub const LATER: [&str; 7] = [
-    "convo.set",
-    "devices",
-    "device.revoke",
-    "privacy",
-    "presence.sub",
-    "presence.unsub",
-    "typing",
-];
+pub const LATER: [&str; 1] = ["convo.set"];
 
 /// A frame that is no operation: what its `error` says. The connection stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,6 +254,26 @@ pub enum Event<'a> {
     Conversations {
         reference: Option<i64>,
         convos: &'a [Standing],
+    },
+    /// Each with when it was last there, in milliseconds since 1970 UTC.
+    Devices {
+        reference: Option<i64>,
+        devices: &'a [(Id, u64)],
+    },
+    Privacy {
+        reference: Option<i64>,
+        hidden: bool,
+    },
+    Presence {
+        reference: Option<i64>,
+        user: &'a str,
+        online: bool,
+        /// Milliseconds since 1970 UTC.
+        last_seen: Option<u64>,
+    },
+    Typing {
+        convo: &'a str,
+        from: &'a str,
     },
     Pong {
         reference: Option<i64>,

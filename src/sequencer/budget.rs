@@ -66,6 +66,11 @@ impl Sequencer {
             let Some(user) = self.residents.users.pop_front_if(|_| crowded) else { break };
             if self.users.get(&user).is_some_and(User::is_idle) {
                 let left = self.users.remove(&user).expect("looked at it");
+                for (id, device) in &left.devices {
+                    if device.session.is_none() && device.seen_ms > device.logged_seen_ms {
+                        self.devices.seen.remember(&user, id, device.seen_ms);
+                    }
+                }
                 self.registry.rest(user, left);
                 self.counters.evicted_total += 1;
             } else {

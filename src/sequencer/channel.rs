@@ -109,7 +109,7 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) -> Option<Task> {
         let user = match &task {
-            Task::Send(..) => return Some(task),
+            Task::Send(..) | Task::Typing(..) => return Some(task),
             Task::Raise(user, _) | Task::Sync(user, ..) => user.clone(),
             Task::Page(page) => page.user.clone(),
             Task::Group(_, user, _) | Task::Channel(_, user, _) => user.clone(),

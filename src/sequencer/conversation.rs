@@ -24,6 +24,8 @@ pub enum Task {
     Sync(Id, Asked, Named),
     Group(Waiter, Id, GroupChange),
     Channel(Waiter, Id, ChannelChange),
+    /// Of a user and a device.
+    Typing(Waiter, Id, Id),
 }
 
 /// A send that has its place and is not durable yet.

@@ -8,18 +8,22 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::appender::{Appender, Decided, Waiter};
 use super::audience::Channels;
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
+use super::devices::Devices;
 use super::fanout::Fanout;
 use super::limits::{CODES, LimitOptions, Limits};
+use super::presence::Presences;
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
-use super::user::User;
+use super::typing::Typing;
+use super::user::{Task, User};
 use crate::admin::Latency;
 use crate::clock::Now;
 use crate::link::message::{Code, FromStore, ToEdge, ToSequencer, ToStore};
@@ -63,6 +67,13 @@ pub struct Counters {
     pub channel_changes_total: u64,
     /// Live pushes to listeners of a channel that its rate left out.
     pub channel_pushes_left_out_total: u64,
+    pub devices_revoked_total: u64,
+    /// Rows of presence told to edges as news.
+    pub presence_total: u64,
+    /// Clients to whom edges were told to say that somebody is typing.
+    pub typing_total: u64,
+    /// Devices whose leaving was logged.
+    pub devices_seen_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
     pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
@@ -108,6 +119,9 @@ pub struct Sequencer {
     pub(super) channels: Channels,
     pub(super) gathered: Gathered,
     pub(super) receipts_due: Due,
+    pub(super) devices: Devices,
+    pub(super) presences: Presences,
+    pub(super) typing: Typing,
     pub(super) budget: Budget,
     pub(super) limits: Limits,
     pub(super) residents: Residents,
@@ -154,6 +168,9 @@ impl Sequencer {
             channels: Channels::default(),
             gathered: Gathered::default(),
             receipts_due: Due::default(),
+            devices: Devices::default(),
+            presences: Presences::default(),
+            typing: Typing::default(),
             budget,
             limits: Limits::new(LimitOptions::default()),
             residents: Residents::default(),
@@ -206,7 +223,9 @@ impl Sequencer {
             self.advance_fanout(out);
             self.push_channels(out);
             self.tell_receipts(out);
+            self.tell_presence(out);
             self.flush_gathered();
+            self.flush_seen();
             self.keep_budget();
             self.limits.expire(now.monotonic_us);
             self.cut_batch(out);
@@ -230,6 +249,11 @@ impl Sequencer {
         self.edges.values().map(|edge| edge.held.count()).sum()
     }
 
+    /// Users whose presence somebody looks at.
+    pub fn watched_count(&self) -> usize {
+        self.presences.count()
+    }
+
     /// Positions between the end of the log and what fan-out has settled.
     pub fn fanout_lag(&self) -> u64 {
         self.durable_lsn().saturating_sub(self.fanout.position())
@@ -243,7 +267,13 @@ impl Sequencer {
         let gathers = !self.gathered.rows.is_empty();
         let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
         let max_us = self.channels.wait_us().map_or(max_us, |wait_us| wait_us.min(max_us));
-        let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();
+        let others = [
+            flush_us,
+            self.receipts_due.first_us(),
+            self.devices.seen.first_us(),
+            self.presences.first_us(),
+        ];
+        let due_us = others.into_iter().flatten().min();
         due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
 
@@ -349,6 +379,9 @@ impl Sequencer {
             (answer @ FromStore::User { .. }, Purpose::User(user)) => {
                 self.user_loaded(user, answer, out);
             }
+            (FromStore::Revoked { rows, next, .. }, Purpose::Revoked) => {
+                self.revoked_loaded(rows, next, out);
+            }
             (FromStore::Found { message, .. }, Purpose::Lookup(convo)) => {
                 self.looked_up(convo, message, out);
             }
@@ -395,6 +428,7 @@ impl Sequencer {
         self.fanout.recover(fanned_out, next_lsn - 1, edges, self.now.monotonic_us);
         self.requests.open();
         self.read_log(out);
+        self.ask_revoked(Bytes::new(), out);
         let present = self.edges.iter().map(|(peer, edge)| (*peer, edge.name.clone()));
         for (peer, name) in present.collect::<Vec<_>>() {
             self.say(peer, ToEdge::Serving { epoch }, out);
@@ -439,8 +473,15 @@ impl Sequencer {
                 }
             }
             Record::Device { user, device, .. } => {
-                self.device_durable(user, device, &decided.waiters, out);
+                self.device_durable(decided.lsn, (user, device), &decided.waiters, out);
             }
+            Record::Revoked { revocation } => {
+                self.revoked_durable(decided.lsn, revocation, &decided.waiters, out);
+            }
+            Record::Privacy { user, hidden } => {
+                self.privacy_durable(user, *hidden, &decided.waiters, out);
+            }
+            Record::Seen { .. } => {}
             Record::FannedOut { .. } | Record::Edge { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}
         }
@@ -461,6 +502,7 @@ impl Sequencer {
         if let Some(appender) = &self.appender {
             let epoch = appender.epoch;
             self.say(peer, ToEdge::Serving { epoch }, out);
+            self.tell_all_revoked(peer, out);
             self.note_edge(name, true);
         }
     }
@@ -469,6 +511,7 @@ impl Sequencer {
         let Some(edge) = self.edges.remove(&peer) else {
             return;
         };
+        self.presences.forget_edge(peer);
         for user in edge.held.into_users() {
             self.forget_sessions_at(&user, peer);
         }
@@ -503,13 +546,35 @@ impl Sequencer {
                 self.history(super::listing::PageAsked { waiter, user, convo, before, limit }, out);
             }
             ToSequencer::Conversations { user, after, limit, .. } => {
-                self.with_user(user, super::user::Task::List { waiter, after, limit }, out);
+                self.with_user(user, Task::List { waiter, after, limit }, out);
             }
             ToSequencer::Group { user, convo, change, .. } => {
                 self.group(waiter, user, convo, change, out);
             }
             ToSequencer::Channel { user, convo, change, .. } => {
                 self.channel(waiter, user, convo, change, out);
+            }
+            ToSequencer::Devices { user, revoke, .. } => {
+                let task = match revoke {
+                    Some(device) => Task::Revoke(waiter, device),
+                    None => Task::Devices(waiter),
+                };
+                self.with_user(user, task, out);
+            }
+            ToSequencer::Privacy { user, hidden, .. } => {
+                self.with_user(user, Task::Privacy(waiter, hidden), out);
+            }
+            ToSequencer::Watch { users, .. } => self.watch(waiter, users, out),
+            ToSequencer::Rewatch { users } => {
+                self.rewatch(peer, users, out);
+                out.answered(peer, number);
+            }
+            ToSequencer::Unwatch { users } => {
+                self.unwatch(peer, &users);
+                out.answered(peer, number);
+            }
+            ToSequencer::Typing { user, device, convo, .. } => {
+                self.typing(waiter, (user, device), convo, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

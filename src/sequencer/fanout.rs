@@ -145,7 +145,7 @@ impl Fanout {
         self.expected.iter().filter(|_| is_over).cloned().collect()
     }
 
-    fn is_paused(&self, now_us: u64) -> bool {
+    pub fn is_paused(&self, now_us: u64) -> bool {
         !self.expected.is_empty() && now_us < self.paused_until_us
     }
 
@@ -432,6 +432,7 @@ impl Sequencer {
                 }
             }
             Record::Device { .. } | Record::FannedOut { .. } | Record::Subscription { .. } => {}
+            Record::Revoked { .. } | Record::Seen { .. } | Record::Privacy { .. } => {}
             Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

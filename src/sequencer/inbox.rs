@@ -65,7 +65,7 @@ impl Sequencer {
         let Raise { waiter, device, convo, seq, watermark } = raise;
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let Some(owner) = entry.devices.get_mut(&device) else {
-            return self.refuse(waiter, Code::BadRequest, "this device has no session", out);
+            return self.refuse(waiter, Code::Unavailable, "this device is gone", out);
         };
         let cursor = owner.cursors.entry(convo.clone()).or_default();
         let before = (cursor.delivered, cursor.read);

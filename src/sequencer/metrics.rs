@@ -19,6 +19,7 @@ pub struct Metrics {
     replaced: Counter,
     group_changes: Counter,
     channels: ChannelMetrics,
+    users: UserMetrics,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -30,6 +31,43 @@ pub struct Metrics {
     link_violations: Counter,
     send: PublishedLatency,
     append: PublishedLatency,
+}
+
+/// What is told of users: their devices, and whether they are there.
+struct UserMetrics {
+    devices_revoked: Counter,
+    devices_seen: Counter,
+    presence: Counter,
+    typing: Counter,
+    watched: Gauge,
+}
+
+impl UserMetrics {
+    fn new(registry: &Registry) -> UserMetrics {
+        let counter = |name, help| registry.counter(name, help);
+        UserMetrics {
+            devices_revoked: counter("aldis_devices_revoked_total", "Devices revoked, durably"),
+            devices_seen: counter(
+                "aldis_devices_seen_total",
+                "Devices whose leaving was logged, once an hour each at most",
+            ),
+            presence: counter(
+                "aldis_presence_told_total",
+                "Changes of presence handed to edges, of users that somebody looks at",
+            ),
+            typing: counter("aldis_typing_told_total", "Sessions told that somebody is typing"),
+            watched: registry.gauge("aldis_presence_watched", "Users that somebody looks at"),
+        }
+    }
+
+    fn publish(&mut self, logic: &Sequencer) {
+        let counters = &logic.counters;
+        self.devices_revoked.set(counters.devices_revoked_total);
+        self.devices_seen.set(counters.devices_seen_total);
+        self.presence.set(counters.presence_total);
+        self.typing.set(counters.typing_total);
+        self.watched.set(logic.watched_count() as _);
+    }
 }
 
 impl Metrics {
@@ -69,10 +107,8 @@ impl Metrics {
                 "Groups made and changes of their membership, durable",
             ),
             channels: ChannelMetrics::new(registry),
-            evicted: counter(
-                "aldis_evicted_total",
-                "Conversations and users dropped from memory to stay within the budget",
-            ),
+            users: UserMetrics::new(registry),
+            evicted: counter("aldis_evicted_total", "Conversations and users left to the store"),
             malformed: counter(
                 "aldis_link_malformed_total",
                 "Entries that could not be decoded; must stay 0",
@@ -118,6 +154,7 @@ impl Metrics {
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
         self.channels.publish(logic);
+        self.users.publish(logic);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);

@@ -8,6 +8,7 @@ pub mod budget;
 mod channel;
 mod conversation;
 pub mod core;
+mod devices;
 mod fanout;
 mod group;
 mod inbox;
@@ -17,12 +18,14 @@ mod membership;
 mod metrics;
 pub mod options;
 mod order;
+mod presence;
 pub mod process;
 mod receipts;
 mod registry;
 mod requests;
 mod sessions;
 mod stream;
+mod typing;
 mod user;
 
 #[cfg(test)]

@@ -149,6 +149,9 @@ impl Sequencer {
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
                 Task::Page(page) => self.page_checked(page, out),
                 Task::Sync(user, asked, named) => self.sync(user, asked, Some(named), out),
+                Task::Typing(waiter, user, device) => {
+                    self.typing_checked(convo, waiter, (user, device), out);
+                }
                 Task::Group(waiter, user, change) => {
                     self.change_group(convo, waiter, user, &change, out);
                 }

@@ -99,11 +99,13 @@ impl Receipts {
         if !self.loaded {
             return;
         }
-        self.stand(&member.user, None);
         if member.is_in() {
+            // Who was in it already has only another role now.
+            let before = self.watermarks.get(&member.user).copied().unwrap_or_default();
             let begins_after = member.last_stay().joined - 1;
-            self.stand(&member.user, Some([begins_after; 2]));
+            self.stand(&member.user, Some(before.map(|seq| seq.max(begins_after))));
         } else {
+            self.stand(&member.user, None);
             self.sent.remove(&member.user);
         }
     }

@@ -24,6 +24,8 @@ pub enum Purpose {
     /// How far a group's members have come.
     Watermarks(ConversationName),
     User(Id),
+    /// Devices that were revoked lately.
+    Revoked,
     /// The send at the head of this conversation's queue may be a repetition.
     Lookup(ConversationName),
     /// A piece of a session's catching up.

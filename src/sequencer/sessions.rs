@@ -9,12 +9,13 @@ use bytes::Bytes;
 use super::appender::Waiter;
 use super::core::Sequencer;
 use super::fanout::Told;
+use super::presence::{FAREWELL_US, SILENT_US};
 use super::requests::Purpose;
 use super::stream::Session;
-use super::user::{DeviceCursor, Task};
-use crate::limits::SHARD_SLOT_COUNT_MAX;
+use super::user::Task;
+use crate::limits::{SHARD_SLOT_COUNT_MAX, SILENT_MS};
 use crate::link::message::{
-    Address, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
+    Address, Code, FromStore, PushTarget, SessionNumber, ToEdge, ToSequencer, ToStore,
 };
 use crate::link::record::{ConversationName, Cursor, Id, Record};
 use crate::link::{Outlet, PeerId};
@@ -40,8 +41,8 @@ pub struct Retired {
 impl Sequencer {
     /// `Open`, `Confirm`, `Retell`, `Close`, `Room`, `Dropped`.
     pub(super) fn session_said(&mut self, waiter: Waiter, said: ToSequencer, out: &mut dyn Outlet) {
-        if let ToSequencer::Open { user, device, .. } = said {
-            return self.with_user(user, Task::Open(waiter, device), out);
+        if let ToSequencer::Open { user, device, ticket, .. } = said {
+            return self.with_user(user, Task::Open(waiter, device, ticket), out);
         }
         out.answered(waiter.peer, waiter.number);
         let retired =
@@ -55,14 +56,19 @@ impl Sequencer {
                 let confirmed = Confirmed { waiter, address, number, device, manual };
                 self.with_user(user, Task::Confirm(confirmed), out);
             }
-            ToSequencer::Close { address, session, user, .. }
-                if !self.users.contains_key(&user) && !self.registry.listens(&user) =>
-            {
-                self.close_resting(&user, address, session);
-                self.release(waiter.peer, address, &user);
-            }
             ToSequencer::Close { address, session, user, device } => {
-                self.with_user(user, Task::Close(retired(address, session, device)), out);
+                self.part(user, retired(address, session, device), None, out);
+            }
+            ToSequencer::Lost { address, session, user, device, silent_ms } => {
+                self.part(user, retired(address, session, device), Some(silent_ms), out);
+            }
+            ToSequencer::Silent { address, session, user, device, is_silent } => {
+                let retired = retired(address, session, device);
+                if self.users.contains_key(&user) {
+                    self.with_user(user, Task::Silent(retired, is_silent), out);
+                } else {
+                    self.silent_resting(&user, &retired, is_silent);
+                }
             }
             ToSequencer::Room { address, session, user, device, stream } => {
                 let task = Task::Room(retired(address, session, device), stream);
@@ -74,6 +80,18 @@ impl Sequencer {
             }
             _ => unreachable!("the caller hands on nothing else"),
         }
+    }
+
+    /// A session is over. One at rest needs nobody to be loaded.
+    fn part(&mut self, user: Id, retired: Retired, silent_ms: Option<u64>, out: &mut dyn Outlet) {
+        if self.users.contains_key(&user) || self.registry.listens(&user) {
+            return self.with_user(user, Task::Close(retired, silent_ms), out);
+        }
+        let seen_ms = self.now.unix_ms.saturating_sub(silent_ms.unwrap_or(0));
+        if self.close_resting(&user, retired.address, retired.number, seen_ms) {
+            self.presence_left(&user, seen_ms, grace_us(silent_ms));
+        }
+        self.release(retired.peer, retired.address, &user);
     }
 
     /// Runs the task now if the user is at hand, else behind what waits already.
@@ -92,15 +110,21 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, channels, next, .. } = answer else {
+        let FromStore::User { devices, cursors, groups, channels, revoked, hidden, next, .. } =
+            answer
+        else {
             return;
         };
         let complete = next.is_empty();
         let entry = self.users.entry(user.clone()).or_default();
         groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
         entry.channels.extend(channels);
+        let revoked = revoked.into_iter().map(|gone| (gone.device.clone(), gone));
+        entry.revoked.extend(revoked);
+        entry.hidden = hidden;
         entry.load(devices, &cursors, complete);
         if complete {
+            self.recall_seen(&user);
             self.wake_sessions(&user);
             self.wake_listeners(&user);
             self.run_user(&user, out);
@@ -116,9 +140,14 @@ impl Sequencer {
             && let Some(task) = entry.tasks.pop_front()
         {
             match task {
-                Task::Open(waiter, device) => self.open(user, waiter, device, out),
+                Task::Open(waiter, device, ticket) => self.open(user, waiter, device, ticket, out),
                 Task::Confirm(confirmed) => self.confirm(user, confirmed, out),
-                Task::Close(retired) => self.close(user, &retired, out),
+                Task::Close(retired, silent_ms) => self.close(user, &retired, silent_ms, out),
+                Task::Silent(retired, is_silent) => self.silent(user, &retired, is_silent),
+                Task::Watch(look) => self.watch_loaded(user, look),
+                Task::Privacy(waiter, hidden) => self.set_privacy(user, waiter, hidden),
+                Task::Devices(waiter) => self.tell_devices(user, waiter, out),
+                Task::Revoke(waiter, device) => self.revoke(user, waiter, device, out),
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, due) => self.sync_loaded(user, asked, due, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
@@ -144,8 +173,21 @@ impl Sequencer {
     }
 
     /// Numbers a session. A device that was not known is logged first, with where it starts.
-    fn open(&mut self, user: &Id, waiter: Waiter, device: Id, out: &mut dyn Outlet) {
+    fn open(
+        &mut self,
+        user: &Id,
+        waiter: Waiter,
+        device: Id,
+        ticket: Option<SessionNumber>,
+        out: &mut dyn Outlet,
+    ) {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
+        if ticket.is_some_and(|session| entry.is_revoked(&device, session)) {
+            return match entry.revoking.contains_key(&device) {
+                true => self.refuse(waiter, Code::Unavailable, "it is being revoked", out),
+                false => self.refuse(waiter, Code::Forbidden, "the device was revoked", out),
+            };
+        }
         if entry.devices.get(&device).is_some_and(|device| device.known) {
             return self.number(waiter, out);
         }
@@ -157,14 +199,13 @@ impl Sequencer {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let starting = entry.starting_cursors();
         let owner = entry.devices.entry(device.clone()).or_default();
+        (owner.seen_ms, owner.logged_seen_ms) = (self.now.unix_ms, self.now.unix_ms);
         let mut rows = Vec::new();
         for (convo, cursor) in starting {
             // A crash may have left a part of its rows: only the others are news.
             if !owner.cursors.contains_key(&convo) {
-                let DeviceCursor { delivered, read, marker, .. } = cursor;
-                owner.cursors.insert(convo.clone(), cursor);
-                let (user, device) = (user.clone(), device.clone());
-                rows.push(Cursor { user, device, convo, delivered, read, marker });
+                rows.push(cursor.row(user, &device, &convo));
+                owner.cursors.insert(convo, cursor);
             }
         }
         let lsn = self.log_device(user.clone(), device.clone(), rows, waiter);
@@ -194,13 +235,14 @@ impl Sequencer {
     /// The device's record is durable: whoever opened its first sessions may go on.
     pub(super) fn device_durable(
         &mut self,
-        user: &Id,
-        device: &Id,
+        lsn: u64,
+        (user, device): (&Id, &Id),
         waiters: &[Waiter],
         out: &mut dyn Outlet,
     ) {
         let entry = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
-        if let Some(device) = entry {
+        // One that was revoked meanwhile, and is new again, waits for a later record.
+        if let Some(device) = entry.filter(|device| device.logged_at.is_none_or(|at| at <= lsn)) {
             device.known = true;
         }
         waiters.iter().for_each(|waiter| self.number(*waiter, out));
@@ -219,8 +261,16 @@ impl Sequencer {
             return;
         }
         let entry = self.users.get_mut(user).expect("loaded by the caller");
-        let owner = entry.devices.entry(device.clone()).or_default();
         let target = PushTarget { address, session: number, stream: 0 };
+        // Nobody has a session whose device is not in the log, unless it was revoked since.
+        let is_known = entry.devices.contains_key(&device);
+        if !is_known || entry.is_revoked(&device, number) {
+            return match entry.revoking.get(&device).copied() {
+                Some(lsn) => self.leaves(lsn, waiter.peer, target),
+                None => self.say(waiter.peer, ToEdge::Cut { target }, out),
+            };
+        }
+        let owner = entry.devices.entry(device.clone()).or_default();
         let older = match &owner.session {
             Some(session) if session.number > number => (waiter.peer, target),
             Some(session) if session.number == number && session.address == address => return,
@@ -242,6 +292,7 @@ impl Sequencer {
         if let Some(edge) = self.edges.get_mut(&waiter.peer) {
             edge.held.insert(address.slot, user.clone());
         }
+        self.devices.seen.forget(user, &device);
         let stream = self.next_stream();
         self.abandon(user, &device, out);
         let owner = self.users.get_mut(user).and_then(|user| user.devices.get_mut(&device));
@@ -249,22 +300,52 @@ impl Sequencer {
         let session = Session::new(waiter.peer, address, number, manual, stream);
         owner.session = Some(Box::new(session));
         self.listen_all(user, &device);
+        self.presence_came(user);
         if !manual {
             self.catch_up(user, &device, None, out);
             self.turn_idle_live(user, &device);
         }
     }
 
-    fn close(&mut self, user: &Id, retired: &Retired, out: &mut dyn Outlet) {
+    fn close(
+        &mut self,
+        user: &Id,
+        retired: &Retired,
+        silent_ms: Option<u64>,
+        out: &mut dyn Outlet,
+    ) {
         if self.has_session(user, retired) {
+            let seen_ms = self.now.unix_ms.saturating_sub(silent_ms.unwrap_or(0));
             self.abandon(user, &retired.device, out);
-            self.forget_session(user, &retired.device, retired.peer);
+            self.forget_session(user, &retired.device, retired.peer, seen_ms);
             self.release(retired.peer, retired.address, user);
+            self.presence_left(user, seen_ms, grace_us(silent_ms));
+        }
+    }
+
+    /// Nothing was heard of the client for a while, or it was heard again.
+    fn silent(&mut self, user: &Id, retired: &Retired, is_silent: bool) {
+        if self.has_session(user, retired)
+            && let Some(session) = self.session(user, &retired.device)
+        {
+            session.is_silent = is_silent;
+            self.presence_silent(user, is_silent);
+        }
+    }
+
+    /// What the edge says of a client's silence, once it is noted.
+    pub(super) fn presence_silent(&mut self, user: &Id, is_silent: bool) {
+        match is_silent {
+            true => {
+                let seen_ms = self.now.unix_ms.saturating_sub(SILENT_MS);
+                self.presence_left(user, seen_ms, 0);
+            }
+            false => self.presence_came(user),
         }
     }
 
     /// The slot of that edge holds no session of this user any more.
-    fn release(&mut self, peer: PeerId, address: Address, user: &Id) {
+    pub(super) fn release(&mut self, peer: PeerId, address: Address, user: &Id) {
         if let Some(edge) = self.edges.get_mut(&peer) {
             edge.held.remove(address.slot, user);
         }
@@ -280,7 +361,7 @@ impl Sequencer {
 
     /// The connection is gone: what was pushed and not acknowledged stays with the device, and is
     /// marked now, since nobody is there to acknowledge it.
-    pub(super) fn forget_session(&mut self, user: &Id, device: &Id, peer: PeerId) {
+    pub(super) fn forget_session(&mut self, user: &Id, device: &Id, peer: PeerId, seen_ms: u64) {
         let Some(entry) = self.users.get_mut(user) else {
             return;
         };
@@ -290,7 +371,9 @@ impl Sequencer {
         if owner.session.as_ref().is_some_and(|session| session.peer != peer) {
             return;
         }
-        owner.session = None;
+        if owner.session.take().is_none() {
+            return;
+        }
         self.stop_listening_all(user, device);
         let Some(owner) = self.users.get(user).and_then(|user| user.devices.get(device)) else {
             return;
@@ -298,5 +381,11 @@ impl Sequencer {
         let behind = owner.cursors.iter().filter(|(_, c)| c.marker == 0 && c.is_behind());
         let behind: Vec<ConversationName> = behind.map(|(convo, _)| convo.clone()).collect();
         behind.iter().for_each(|convo| self.mark(user, device, convo));
+        self.note_left(user, device, seen_ms);
     }
+}
+
+/// How long a user whose session is over is not taken for gone.
+fn grace_us(silent_ms: Option<u64>) -> u64 {
+    silent_ms.map_or(FAREWELL_US, |silent_ms| SILENT_US.saturating_sub(silent_ms * 1_000))
 }

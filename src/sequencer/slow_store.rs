@@ -114,8 +114,14 @@ impl World {
                     cursors: Vec::new(),
                     channels: Vec::new(),
                     groups: Vec::new(),
+                    revoked: Vec::new(),
+                    hidden: false,
                     next: Bytes::new(),
                 },
+                ToStore::LoadRevoked { .. } => {
+                    let (rows, next) = (Vec::new(), Bytes::new());
+                    FromStore::Revoked { to, rows, next }
+                }
                 _ => FromStore::Records { to, records: Bytes::new(), count: 0 },
             };
             self.answer(answer);

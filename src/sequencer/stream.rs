@@ -84,6 +84,8 @@ pub struct Session {
     pub manual: bool,
     /// Counts its catchings-up; what hears channels for it reads the same.
     stream: Rc<Cell<u64>>,
+    /// Its client may be gone: nothing was heard of it for a while.
+    pub is_silent: bool,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
     /// The conversation being read for the first request, and what was fanned out when it was
@@ -141,6 +143,7 @@ impl Session {
             number,
             manual,
             stream: Rc::new(Cell::new(stream)),
+            is_silent: false,
             positions: BTreeMap::new(),
             requests: VecDeque::new(),
             reading: None,

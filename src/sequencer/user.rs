@@ -8,20 +8,25 @@ use super::conversation::Task as ConversationTask;
 use super::inbox::Raise;
 use super::sessions::{Confirmed, Retired};
 use super::stream::{Asked, Named, Session};
-use crate::link::message::{Tally, Watermark};
+use crate::link::message::{SessionNumber, Tally, Watermark};
+pub use crate::link::record::NO_DEVICE;
 use crate::link::record::{
-    ConversationName, Cursor, GroupRole, Id, Member, Message, Stay, Subscription,
+    ConversationName, Cursor, GroupRole, Id, Member, Message, Revocation, Stay, Subscription,
 };
-
-/// The pseudo-device of a user who never connected: it holds his marker until the first device
-/// inherits it. No real device has an empty id.
-pub const NO_DEVICE: &str = "";
 
 /// Something that waits until the user is loaded.
 pub enum Task {
-    Open(Waiter, Id),
+    /// With the session whose ticket it has.
+    Open(Waiter, Id, Option<SessionNumber>),
     Confirm(Confirmed),
-    Close(Retired),
+    /// The session is over. `None`: the client said farewell; else for how long it was silent.
+    Close(Retired, Option<u64>),
+    Silent(Retired, bool),
+    Devices(Waiter),
+    /// Somebody looks at this user: for the first time, by the number of the question, or still.
+    Watch(Option<u64>),
+    Privacy(Waiter, bool),
+    Revoke(Waiter, Id),
     Raise(Raise),
     Sync(Asked, Option<VecDeque<(ConversationName, u64)>>),
     /// The conversation's task needs this user.
@@ -92,6 +97,13 @@ impl DeviceCursor {
         self.durable_delivered >= seq || marked
     }
 
+    /// The row that says so.
+    pub fn row(&self, user: &Id, device: &str, convo: &ConversationName) -> Cursor {
+        let DeviceCursor { delivered, read, marker, .. } = *self;
+        let (user, device, convo) = (user.clone(), device.into(), convo.clone());
+        Cursor { user, device, convo, delivered, read, marker }
+    }
+
     /// The log says all that is here.
     fn is_settled(&self) -> bool {
         let decided = (self.delivered, self.read, self.marker);
@@ -122,6 +134,10 @@ pub struct Device {
     pub known: bool,
     /// Where its record stands, if this life wrote it.
     pub logged_at: Option<u64>,
+    /// When it was last there, unless it is now; ms since 1970.
+    pub seen_ms: u64,
+    /// The same as the log says, or will say soon.
+    pub logged_seen_ms: u64,
 }
 
 /// See the module. Loading until the store answered.
@@ -142,6 +158,14 @@ pub struct User {
     pub owning: u64,
     /// Changes of his subscriptions on their way into the log.
     pub subscribing: u64,
+    /// Devices that were revoked, the last of each name.
+    pub revoked: BTreeMap<Id, Revocation>,
+    /// Those of them whose record is not durable, with its position.
+    pub revoking: BTreeMap<Id, u64>,
+    /// Others are not to see when he is there, as it durably is.
+    pub hidden: bool,
+    /// Changes of that on their way into the log.
+    pub privacy_under_way: u32,
 }
 
 impl User {
@@ -153,7 +177,8 @@ impl User {
             known && rests && device.cursors.values().all(|c| c.is_settled())
         };
         let quiet = self.tasks.is_empty() && self.flights == 0;
-        let quiet = quiet && self.owning == 0 && self.subscribing == 0;
+        let decided = self.revoking.is_empty() && self.privacy_under_way == 0;
+        let quiet = quiet && decided && self.owning == 0 && self.subscribing == 0;
         self.loaded && quiet && self.devices.iter().all(idle)
     }
 
@@ -189,10 +214,12 @@ impl User {
     }
 
     /// Takes a piece of what the store has; `complete`: it was the last one.
-    pub fn load(&mut self, devices: Vec<Id>, cursors: &[Cursor], complete: bool) {
+    pub fn load(&mut self, devices: Vec<(Id, u64)>, cursors: &[Cursor], complete: bool) {
         self.loaded = complete;
-        for device in devices {
-            self.devices.entry(device).or_default().known = true;
+        for (device, seen_ms) in devices {
+            let device = self.devices.entry(device).or_default();
+            device.known = true;
+            (device.seen_ms, device.logged_seen_ms) = (seen_ms, seen_ms);
         }
         for cursor in cursors {
             let device = self.devices.entry(cursor.device.clone()).or_default();
@@ -223,14 +250,19 @@ impl User {
     /// with a marker wherever something beyond that was fanned out.
     pub fn starting_cursors(&self) -> BTreeMap<ConversationName, DeviceCursor> {
         let mut starting: BTreeMap<ConversationName, DeviceCursor> = BTreeMap::new();
-        // Beside real devices the pseudo-device says nothing any more.
-        let real = self.devices.iter().filter(|(id, _)| !id.is_empty()).count();
-        let counted = self.devices.iter().filter(|(id, _)| real == 0 || !id.is_empty());
-        let cursors = counted.flat_map(|(_, device)| &device.cursors);
-        for (convo, cursor) in cursors {
+        // Beside real devices the pseudo-device says only how far those had come that were revoked.
+        let real = self.devices.keys().filter(|id| !id.is_empty()).count();
+        let cursors = self.devices.iter().flat_map(|(id, device)| {
+            let counts = real == 0 || !id.is_empty();
+            device.cursors.iter().map(move |(convo, cursor)| (convo, cursor, counts))
+        });
+        for (convo, cursor, counts) in cursors {
             let start = starting.entry(convo.clone()).or_default();
             start.delivered = start.delivered.max(cursor.delivered);
             start.read = start.read.max(cursor.read);
+            if !counts {
+                continue;
+            }
             start.fanned = start.fanned.max(cursor.fanned);
             // Gathered in `marker` for now: how many devices have one decides below.
             start.marker += u64::from(cursor.marker != 0);
@@ -242,6 +274,38 @@ impl User {
             start.marker = if behind { start.delivered + 1 } else { 0 };
         }
         starting
+    }
+
+    /// What a device that goes leaves to the pseudo-device: how far it had come, where no other one
+    /// has; and what was not delivered, if it was the last one. Returns what is news of that.
+    pub fn inherit(&mut self, gone: &Device) -> Vec<(ConversationName, DeviceCursor)> {
+        let is_last = self.devices.keys().all(|id| id.is_empty());
+        let mut news = Vec::new();
+        for (convo, cursor) in &gone.cursors {
+            let others = self.devices.values().filter_map(|device| device.cursors.get(convo));
+            let is_ahead = others.fold(true, |ahead, other| {
+                // What another has decided is not in the log before this one's going.
+                let delivered = cursor.delivered > other.durable_delivered;
+                ahead && (delivered || cursor.read > other.durable_read)
+            });
+            if !is_ahead && !is_last {
+                continue;
+            }
+            let heirs = &mut self.devices.entry(NO_DEVICE.into()).or_default().cursors;
+            let heir = heirs.entry(convo.clone()).or_default();
+            heir.delivered = heir.delivered.max(cursor.delivered);
+            heir.read = heir.read.max(cursor.read);
+            heir.durable_delivered = heir.durable_delivered.max(cursor.durable_delivered);
+            heir.durable_read = heir.durable_read.max(cursor.durable_read);
+            heir.fanned = heir.fanned.max(cursor.fanned);
+            if is_last {
+                let is_behind = cursor.marker != 0 || heir.fanned > heir.delivered;
+                heir.marker = if is_behind { heir.delivered + 1 } else { 0 };
+            }
+            heir.removals += u32::from(heir.marker == 0);
+            news.push((convo.clone(), *heir));
+        }
+        news
     }
 }
 
@@ -265,7 +329,7 @@ mod tests {
     fn a_new_device_starts_where_the_foremost_stands() {
         let mut user = User::default();
         let cursors = [cursor("phone", 7, 0), cursor("tablet", 3, 4)];
-        user.load(vec!["phone".into(), "tablet".into()], &cursors, true);
+        user.load(vec![("phone".into(), 1), ("tablet".into(), 1)], &cursors, true);
         let start = user.starting_cursors()["dm:alice:bob"];
         assert_eq!((start.delivered, start.marker), (7, 0));
     }
@@ -274,7 +338,7 @@ mod tests {
     fn a_new_device_is_behind_where_all_others_are() {
         let mut user = User::default();
         let cursors = [cursor("phone", 7, 8), cursor("tablet", 3, 4)];
-        user.load(vec!["phone".into(), "tablet".into()], &cursors, true);
+        user.load(vec![("phone".into(), 1), ("tablet".into(), 1)], &cursors, true);
         let start = user.starting_cursors()["dm:alice:bob"];
         assert_eq!((start.delivered, start.marker), (7, 8));
     }

@@ -265,6 +265,7 @@ impl Chaos {
                 64 => device.stop_reading(around.network.now_us() + random.below(3_000_000)),
                 65 => device.forget_abandoned(),
                 66..69 => ask_group(device, &partners, random),
+                79 if random.chance(0.5) => device.revoke(DEVICES[random.index(2)]),
                 69..79 if device.unanswered_count() < UNANSWERED_COUNT_MAX => {
                     device.post(any_group(random), random.index(body_size_max), around);
                 }
@@ -404,6 +405,9 @@ impl Chaos {
             }
             if !device.is_synced() {
                 return Some(format!("{name} is not synced"));
+            }
+            if device.is_revoked(ledger) {
+                return Some(format!("{name} was revoked and is not cut"));
             }
             if let Some((convo, watermark, head)) = device.missing(ledger) {
                 return Some(format!("{name} has {watermark} of {head} in {convo}"));

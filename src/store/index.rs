@@ -30,11 +30,15 @@ pub enum Keyspace {
     SubscriberCounts = 31,
     /// (user, conversation): who is or was subscribed to a channel.
     Subscriptions = 32,
+    /// (user, device): devices that were revoked.
+    Revoked = 20,
+    /// (user): those who hide their presence.
+    Hidden = 21,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 13] = [
+    pub const ALL: [Keyspace; 15] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -48,6 +52,8 @@ impl Keyspace {
         Keyspace::Channels,
         Keyspace::SubscriberCounts,
         Keyspace::Subscriptions,
+        Keyspace::Revoked,
+        Keyspace::Hidden,
     ];
 }
 

@@ -9,7 +9,7 @@ use super::index::Index;
 use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome};
 use super::rows::{self, Location};
 use crate::link::message::{FromStore, Overview, Reached};
-use crate::link::record::{ConversationName, Id, Member, Subscription};
+use crate::link::record::{ConversationName, Id, Member, NO_DEVICE, Subscription};
 use crate::protocol::conversation::direct_members;
 use crate::store::device::LogReader;
 
@@ -144,7 +144,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// The furthest that any of a user's devices has come.
     fn reached(&self, user: &Id, devices: &[Id], convo: &str) -> Result<(u64, u64), StoreFault> {
         let mut highest = (0, 0);
-        for device in devices {
+        // Those that were revoked have left there how far they had come.
+        for device in devices.iter().map(|device| &**device).chain([NO_DEVICE]) {
             if let Some(row) = rows::cursor_of(&self.index, user, device, convo)? {
                 highest = (highest.0.max(row.delivered), highest.1.max(row.read));
             }

@@ -132,7 +132,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// Applies durable batches at once; checkpoints when it is time.
     pub fn apply(&mut self, log_id: LogId, batches: &[Batch]) -> Result<(), StoreFault> {
         self.state.log_id = log_id;
-        let changes = rows::changes_of(batches, &mut self.state)?;
+        let changes = rows::changes_of(&self.index, batches, &mut self.state)?;
         self.index.apply(changes)?;
         let size: u64 = batches.iter().map(|batch| batch.records.len() as u64).sum();
         self.unpersisted_size += size;
@@ -205,8 +205,13 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::LoadUser { user, after }) => {
                 let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
-                let rows::UserPiece { devices, cursors, groups, channels, next } = piece;
-                FromStore::User { to, devices, cursors, groups, channels, next }
+                let rows::UserPiece { devices, cursors, groups, channels, revoked, hidden, next } =
+                    piece;
+                FromStore::User { to, devices, cursors, groups, channels, revoked, hidden, next }
+            }
+            Ok(ToStore::LoadRevoked { since_ms, after }) => {
+                let (rows, next) = rows::revoked(&self.index, since_ms, &after, ANSWER_SIZE_MAX)?;
+                FromStore::Revoked { to, rows, next }
             }
             Ok(ToStore::LoadMembers { convo, after }) => {
                 let piece = rows::group(&self.index, &convo, &after, ANSWER_SIZE_MAX)?;

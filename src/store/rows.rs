@@ -14,7 +14,8 @@ use super::{Batch, StoreFault};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
 use crate::link::record::{
-    ChannelState, ConversationName, Cursor, Id, LostMessage, Member, Message, Record, Subscription,
+    ChannelState, ConversationName, Cursor, Id, LostMessage, Member, Message, Record, Revocation,
+    Subscription,
 };
 use crate::link::wire::{Reader, Wire, wire_struct};
 
@@ -72,12 +73,16 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that durable batches make, its new state among them: all of them or none are
-/// applied.
-pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
+/// The changes that durable batches make to the index, its new state among them: all of them or
+/// none are applied.
+pub fn changes_of(
+    index: &impl Index,
+    batches: &[Batch],
+    state: &mut State,
+) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
     for batch in batches {
-        note_batch(batch, state, &mut rows)?;
+        note_batch(index, batch, state, &mut rows)?;
     }
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
     let change = |((keyspace, key), value)| Change { keyspace, key, value };
@@ -127,15 +132,18 @@ pub fn accepted(
 /// A piece of what is kept of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserPiece {
-    pub devices: Vec<Id>,
+    /// Each with when it was last there.
+    pub devices: Vec<(Id, u64)>,
     pub cursors: Vec<Cursor>,
     pub groups: Vec<(ConversationName, Member)>,
     pub channels: Vec<(ConversationName, Subscription)>,
+    pub revoked: Vec<Revocation>,
+    pub hidden: bool,
     /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
     pub next: Bytes,
 }
 
-/// The devices of a user, their cursors, and his groups, from `after` on, as many as fit `size_max`
+/// The devices of a user, their cursors, his groups, and those revoked, from `after` on, as many as fit `size_max`
 /// bytes but at least one row. What was not made by [`UserPiece::next`] is taken for the start.
 pub fn user(
     index: &impl Index,
@@ -146,8 +154,14 @@ pub fn user(
     let prefix = key(&[user]);
     let mut piece = UserPiece::default();
     let mut size = 0;
-    let kinds =
-        [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships, Keyspace::Subscriptions];
+    let kinds = [
+        Keyspace::Devices,
+        Keyspace::Cursors,
+        Keyspace::Memberships,
+        Keyspace::Subscriptions,
+        Keyspace::Revoked,
+    ];
+    piece.hidden = index.get(Keyspace::Hidden, &prefix)?.is_some();
     let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
     for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {
         let start = if begun == Some(place) { &after[1..] } else { prefix.as_slice() };
@@ -201,12 +215,45 @@ impl UserPiece {
                 _ => false,
             };
         }
-        match texts(rest).as_deref() {
-            Some([device]) => self.devices.push(Id::from(*device)),
+        if keyspace == Keyspace::Revoked {
+            let revocation = decode::<Revocation>(keyspace, value);
+            return revocation.map(|revocation| self.revoked.push(revocation)).is_ok();
+        }
+        match (texts(rest).as_deref(), decode::<u64>(keyspace, value)) {
+            (Some([device]), Ok(seen)) => self.devices.push((Id::from(*device), seen)),
             _ => return false,
         }
         true
     }
+}
+
+/// Devices that were revoked at `since_ms` or later, from the row `after` on, as many as fit
+/// `size_max` bytes, and the row of the next piece, if there is one.
+pub fn revoked(
+    index: &impl Index,
+    since_ms: u64,
+    after: &[u8],
+    size_max: usize,
+) -> Result<(Vec<Revocation>, Bytes), IndexFault> {
+    let (mut found, mut next) = (Vec::new(), Bytes::new());
+    let (mut size, mut broken) = (0, false);
+    index.scan(Keyspace::Revoked, &[], after, &mut |row, value| {
+        let Ok(revocation) = decode::<Revocation>(Keyspace::Revoked, value) else {
+            broken = true;
+            return false;
+        };
+        if revocation.ts < since_ms {
+            return true;
+        }
+        size += value.len();
+        if size > size_max && !found.is_empty() {
+            next = Bytes::copy_from_slice(row);
+            return false;
+        }
+        found.push(revocation);
+        true
+    })?;
+    if broken { Err(IndexFault::Row(Keyspace::Revoked)) } else { Ok((found, next)) }
 }
 
 /// A piece of a group.
@@ -397,17 +444,24 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         }
         Keyspace::Channels => value_is(decode::<ChannelState>(keyspace, value).is_ok(), 1),
         Keyspace::Subscriptions => value_is(decode::<Subscription>(keyspace, value).is_ok(), 2),
+        Keyspace::Revoked => value_is(decode::<Revocation>(keyspace, value).is_ok(), 2),
+        Keyspace::Hidden => value_is(value.is_empty(), 1),
     }
 }
 
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
-fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
+fn note_batch(
+    index: &impl Index,
+    batch: &Batch,
+    state: &mut State,
+    rows: &mut NewRows,
+) -> Result<(), StoreFault> {
     let mut reader = Reader::new(batch.records.clone());
-    for index in 0..u64::from(batch.count) {
+    for place in 0..u64::from(batch.count) {
         let start = batch.records.len() - reader.remaining();
         let record = Record::read(&mut reader)
-            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + index, reason })?;
+            .map_err(|reason| StoreFault::Record { lsn: batch.first_lsn + place, reason })?;
         let bytes = batch.records.slice(start..batch.records.len() - reader.remaining());
         let location = Location {
             segment: batch.segment,
@@ -416,6 +470,9 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
             checksum: checksum_of(&bytes),
             sender: sender_of(&record),
         };
+        if let Record::Revoked { revocation } = &record {
+            note_revoked(index, revocation, rows)?;
+        }
         note_record(&record, location, state, rows);
     }
     state.applied_lsn = batch.last_lsn();
@@ -445,6 +502,20 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
         Record::Device { user, device, ts } => {
             let row = key(&[user, device]);
             rows.insert((Keyspace::Devices, row), Some(ts.to_bytes()));
+        }
+        Record::Revoked { revocation } => {
+            let row = key(&[&revocation.user, &revocation.device]);
+            rows.insert((Keyspace::Devices, row.clone()), None);
+            rows.insert((Keyspace::Revoked, row), Some(revocation.to_bytes()));
+        }
+        Record::Seen { devices } => {
+            for seen in devices {
+                let row = key(&[&seen.user, &seen.device]);
+                rows.insert((Keyspace::Devices, row), Some(seen.ts.to_bytes()));
+            }
+        }
+        Record::Privacy { user, hidden } => {
+            rows.insert((Keyspace::Hidden, key(&[user])), hidden.then(Vec::new));
         }
         Record::FannedOut { lsn } => state.fanned_out = state.fanned_out.max(*lsn),
         Record::Edge { name, present } => {
@@ -489,6 +560,24 @@ fn note_subscription(
 ) {
     rows.insert((Keyspace::Subscriptions, key(&[user, convo])), Some(subscription.to_bytes()));
     rows.insert((Keyspace::SubscriberCounts, key(&[convo])), Some(subscribers.to_bytes()));
+}
+
+/// The cursors of a device that goes: those in the index, and those that the same changes put.
+fn note_revoked(
+    index: &impl Index,
+    revocation: &Revocation,
+    rows: &mut NewRows,
+) -> Result<(), IndexFault> {
+    let prefix = key(&[&revocation.user, &revocation.device]);
+    let put = rows.range_mut((Keyspace::Cursors, prefix.clone())..);
+    let put = put.take_while(|((keyspace, row), _)| {
+        *keyspace == Keyspace::Cursors && row.starts_with(&prefix)
+    });
+    put.for_each(|(_, value)| *value = None);
+    index.scan(Keyspace::Cursors, &prefix, &prefix, &mut |row, _| {
+        rows.insert((Keyspace::Cursors, row.to_vec()), None);
+        true
+    })
 }
 
 /// What was promised of a lost message stays: its seq, its mid, the answer to a repeated send. Only

@@ -128,6 +128,13 @@ impl Client {
         frame.map(|frame| frame.code.into())
     }
 
+    /// Says farewell, and waits until the server has.
+    pub fn close(&mut self) {
+        // Whoever is cut off has been heard no less.
+        let _gone = self.socket.close(None);
+        while self.next(PATIENCE).is_some() {}
+    }
+
     /// Sends a message to a user and waits for `sent`.
     pub fn send(&mut self, to: &str, id: &str, body: &str) -> Value {
         self.say(json!({"t": "send", "to": to, "id": id, "body": body}));

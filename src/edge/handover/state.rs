@@ -12,12 +12,12 @@ use crate::link::wire::wire_struct;
 
 use crate::edge::application::ConnectionId;
 use crate::edge::connection::{
-    ArrivingRequest, Connection, Flags, Listening, Moment, Outbound, Phase, Reading,
+    ArrivingRequest, Connection, Flags, Life, Listening, Moment, Outbound, Phase, Reading,
 };
 use crate::edge::router::{ClientState, RouterState};
 
 /// See the module.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 wire_struct! {
     /// A shard, all but its connections.
@@ -65,6 +65,7 @@ wire_struct! {
         pub listening: u8,
         pub is_watched: bool,
         pub is_pinged: bool,
+        pub is_silent: bool,
         pub is_cut: bool,
         pub is_peer_done: bool,
         pub deflate_window_bits: u8,
@@ -130,7 +131,8 @@ impl ConnectionState {
                 Reading::Request(_) => Framer::default().state(),
             };
         let outbound = connection.outbound.as_ref();
-        let Flags { is_pinged, is_cut, is_peer_done, deflate_window_bits, .. } = connection.flags;
+        let flags = connection.flags;
+        let Flags { life, is_cut, is_peer_done, .. } = flags;
         ConnectionState {
             slot: id.slot,
             generation: id.generation,
@@ -139,10 +141,11 @@ impl ConnectionState {
             phase: phase_byte(connection.phase),
             listening: listening_byte(connection.listening),
             is_watched: outbound.is_some_and(|outbound| outbound.is_watched),
-            is_pinged,
+            is_pinged: life != Life::Heard,
+            is_silent: life == Life::Silent,
             is_cut,
             is_peer_done,
-            deflate_window_bits,
+            deflate_window_bits: flags.deflate_window_bits,
             message_size_max,
             is_finished,
             takes_compressed,
@@ -197,7 +200,11 @@ impl ConnectionState {
             phase,
             listening: listening_of(self.listening)?,
             flags: Flags {
-                is_pinged: self.is_pinged,
+                life: match (self.is_pinged, self.is_silent) {
+                    (_, true) => Life::Silent,
+                    (true, false) => Life::Pinged,
+                    (false, false) => Life::Heard,
+                },
                 is_cut: self.is_cut,
                 is_peer_done: self.is_peer_done,
                 deflate_window_bits: self.deflate_window_bits,

@@ -6,6 +6,14 @@ mod tokens;
 use proptest::prelude::*;
 
 use super::*;
+use crate::edge::ticket::TICKET_LIFETIME_MS;
+
+const SESSION: SessionNumber = SessionNumber { epoch: 1, counter: 7 };
+
+fn ticket(secret: &[u8]) -> String {
+    let ends_unix_ms = 4_000 + TICKET_LIFETIME_MS;
+    Tickets::new(secret).issue_until("alice", "phone", SESSION, ends_unix_ms)
+}
 
 fn door() -> Door {
     Door::new(
@@ -83,10 +91,10 @@ fn who_says_it_badly_is_refused() {
 
 #[test]
 fn a_ticket_alone_suffices() {
-    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    let ticket = ticket(b"secret");
     assert_eq!(identity(&format!("?ticket={ticket}")), pair("alice", "phone"));
     assert_eq!(identity(&format!("?user=alice&ticket={ticket}")), pair("alice", "phone"));
-    let foreign = Tickets::new(b"other").issue("alice", "phone", 4_000);
+    let foreign = ticket(b"other");
     let refused = [
         format!("?ticket={foreign}"),
         format!("?user=alice&ticket={foreign}"),
@@ -103,7 +111,7 @@ fn a_ticket_alone_suffices() {
 
 #[test]
 fn what_is_believed_has_no_end() {
-    let ticket = Tickets::new(b"secret").issue("alice", "phone", 4_000);
+    let ticket = ticket(b"secret");
     for query in ["?user=alice".to_owned(), format!("?ticket={ticket}")] {
         assert_eq!(admit(&query, "").map(|admitted| admitted.term), Ok(Term::default()));
     }

@@ -7,6 +7,7 @@ use crate::edge::identity::{Door, Identities};
 use crate::edge::site::{Answer, Site};
 use crate::edge::ticket::Tickets;
 use crate::framer::{Opcode, Request, encode_frame};
+use crate::link::message::SessionNumber;
 use crate::protocol::json;
 use crate::protocol::operation::Event;
 
@@ -23,6 +24,8 @@ const WHOLE: u64 = 12;
 const NS_PER_S: u64 = 1_000_000_000;
 const USER: &str = "a-user-who-returns";
 const DEVICE: &str = "phone";
+const SESSION: SessionNumber = SessionNumber { epoch: 1, counter: 1 };
+const TICKET_MS: u64 = 60_000;
 
 /// One client who returns with his ticket, again and again.
 pub struct Trial {
@@ -36,7 +39,7 @@ impl Trial {
     /// With a secret of its own, and without a clock: times are given.
     pub fn new(now: Now) -> Trial {
         let tickets = Tickets::new(b"of nobody but this trial: 32 bytes");
-        let ticket = tickets.issue(USER, DEVICE, now.unix_ms);
+        let ticket = tickets.issue_until(USER, DEVICE, SESSION, now.unix_ms + TICKET_MS);
         let request = format!(
             "GET /v1/connect?ticket={ticket} HTTP/1.1\r\nHost: localhost\r\n\
              User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
@@ -81,7 +84,8 @@ impl Trial {
         };
         self.out.clear();
         upgrade.write_response(None, None, &mut self.out);
-        let ticket = self.tickets.issue(&admitted.user, &admitted.device, now_unix_ms);
+        let (user, device) = (&admitted.user, &admitted.device);
+        let ticket = self.tickets.issue_until(user, device, SESSION, now_unix_ms + TICKET_MS);
         let welcome = Event::Welcome {
             user: &admitted.user,
             device: &admitted.device,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::requests::Unanswered;
-use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use super::{ConnectionId, EXPIRED_CODE, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
 use crate::limits::GROUP_MEMBER_COUNT_MAX;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
@@ -60,6 +60,41 @@ impl Router {
                     self.cut(id, Goodbye::Replaced, None, around);
                 }
             }
+            other => self.entry_of_users(other, around),
+        }
+    }
+
+    /// What it says of users: their devices, and whether they are there.
+    fn entry_of_users(&mut self, message: ToEdge, around: &mut Surroundings) {
+        match message {
+            ToEdge::Devices { to, devices } => {
+                self.answer(to, around, |router, request, around| {
+                    let reference = request.reference;
+                    router.say(
+                        request.asker,
+                        &Event::Devices { reference, devices: &devices },
+                        around,
+                    );
+                })
+            }
+            ToEdge::Revoked { revocations } => {
+                self.revoked.note(revocations, around.now.unix_ms);
+            }
+            ToEdge::Cut { target } => self.cut_revoked(&target, around),
+            ToEdge::Privacy { to, hidden } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Privacy { reference, hidden }, around);
+            }),
+            ToEdge::Watched { to, rows } => self.answer(to, around, |router, request, around| {
+                if let ToSequencer::Watch { users, .. } = &request.message {
+                    router.watched(request.asker, request.reference, (users, rows), around);
+                }
+            }),
+            ToEdge::Presence { rows } => self.presence_news(rows),
+            ToEdge::Typing { convo, from, targets } => {
+                self.typing(&convo, &from, &targets, around);
+            }
+            _ => unreachable!("the caller takes the others"),
         }
     }
 
@@ -178,11 +213,20 @@ impl Router {
             return;
         }
         let id = match &request.message {
+            ToSequencer::Open { .. } if code == ErrorCode::Forbidden => {
+                self.counters.cut_revoked += 1;
+                self.close(asker, EXPIRED_CODE, "the device was revoked", around);
+                return;
+            }
             ToSequencer::Open { .. } => {
                 self.cut(asker, Goodbye::Overload, retry_ms.or(Some(RETRY_MS)), around);
                 return;
             }
             ToSequencer::Send { id, .. } => Some(&**id),
+            ToSequencer::Watch { users, .. } => {
+                self.unsubscribe(asker, users, around);
+                None
+            }
             _ => None,
         };
         let reference = request.reference;
@@ -192,7 +236,7 @@ impl Router {
 
     fn session_opened(&mut self, to: u64, session: SessionNumber, around: &mut Surroundings) {
         self.answer(to, around, |router, request, around| {
-            let ToSequencer::Open { address, user, device } = &request.message else {
+            let ToSequencer::Open { address, user, device, .. } = &request.message else {
                 router.counters.unknown_answers += 1;
                 return;
             };
@@ -228,7 +272,7 @@ impl Router {
         let ticket_ends = around.now.unix_ms + TICKET_LIFETIME_MS;
         let ticket_ends = ticket_ends.min(ticket_ends_unix_ms);
         self.counters.welcomed += 1;
-        let ticket = self.options.tickets.issue_until(&user, &device, ticket_ends);
+        let ticket = self.options.tickets.issue_until(&user, &device, session, ticket_ends);
         let server = self.options.server.clone();
         let welcome = Event::Welcome {
             user: &user,

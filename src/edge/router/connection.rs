@@ -357,6 +357,9 @@ pub(super) fn cost(operation: &Operation) -> usize {
             Operation::Sync { convos: Some(convos) } => {
                 convos.iter().map(|(name, _)| name.len() + 32).sum()
             }
+            Operation::PresenceSubscribe { users } => {
+                users.iter().map(|user| user.len() + 32).sum()
+            }
             Operation::Group { change, .. } => match change {
                 GroupChange::Create { members }
                 | GroupChange::Add { members }

@@ -33,6 +33,15 @@ pub struct Counters {
     pub cut_slow: u64,
     /// Connections closed because the token or ticket of their client expired.
     pub cut_expired: u64,
+    /// Connections closed because their device was revoked.
+    pub cut_revoked: u64,
+    /// Frames that told of presence.
+    pub presence_frames: u64,
+    /// News of presence that were not told: newer ones took their place, or were what is known.
+    pub presence_coalesced: u64,
+    /// Frames that told of somebody typing, and those that there was no room for.
+    pub typing_frames: u64,
+    pub typing_dropped: u64,
     /// Answers to nothing that was asked. Must read 0.
     pub unknown_answers: u64,
     /// Entries of the link that could not be decoded. Must read 0.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use super::connection::{Barrier, Client, Connection, Ping};
 use super::requests::{Unanswered, Waiting};
-use super::{ConnectionId, ErrorCode, Router};
+use super::{ConnectionId, ErrorCode, Router, SubscriptionState};
 use crate::link::message::{SessionNumber, Target, ToSequencer, Watermark};
-use crate::link::record::{Body, ConversationName, Id};
+use crate::link::record::{Body, ConversationName, Id, Revocation};
 use crate::link::wire::{wire_enum, wire_struct};
 use crate::protocol::Subprotocol;
 use crate::protocol::operation::{Operation, Rejected, Request};
@@ -24,6 +24,7 @@ wire_struct! {
         pub waiting: Vec<WaitingState>,
         /// When connections end because their client's proof does: time and connection.
         pub deadlines: Vec<(u64, (u32, u32))>,
+        pub revoked: Vec<Revocation>,
     }
 }
 
@@ -72,6 +73,7 @@ wire_struct! {
         pub tail: u32,
         pub behind: Option<u64>,
         pub room_wanted: Option<u64>,
+        pub subscriptions: Vec<SubscriptionState>,
     }
 }
 
@@ -130,6 +132,7 @@ impl Router {
             turn_last: self.requests.turn_last,
             unanswered: unanswered.collect(),
             waiting: waiting.collect(),
+            revoked: self.revoked.all(),
             deadlines: self
                 .deadlines
                 .iter()
@@ -142,6 +145,8 @@ impl Router {
     pub fn continue_from(&mut self, state: RouterState) {
         self.epoch = state.epoch;
         self.refuses_sequencer = state.refuses_sequencer;
+        // They are as young as they were.
+        self.revoked.note(state.revoked, 0);
         for (at_ms, (slot, generation)) in state.deadlines {
             self.deadlines.insert(at_ms, ConnectionId { slot, generation });
         }
@@ -177,12 +182,14 @@ impl Router {
     pub fn client_state(&self, id: ConnectionId) -> Option<ClientState> {
         let connection = self.connections.get(id.slot as usize)?.as_ref()?;
         let current = connection.generation == id.generation;
-        current.then(|| self.state_of(id.slot, connection))
+        current.then(|| self.state_of(id, connection))
     }
 
     /// Takes a client over. `None`: no client has such a state.
-    pub fn continue_client(&mut self, state: ClientState) -> Option<()> {
+    pub fn continue_client(&mut self, mut state: ClientState) -> Option<()> {
         let slot = state.slot;
+        let id = ConnectionId { slot, generation: state.generation };
+        let subscriptions = std::mem::take(&mut state.subscriptions);
         let client = Client {
             generation: state.generation,
             user: state.user,
@@ -218,17 +225,18 @@ impl Router {
         connection.set_behind(state.behind);
         connection.set_room_wanted(state.room_wanted);
         self.keep(slot, connection);
+        self.presence.continue_with(id, subscriptions);
         Some(())
     }
 
-    fn state_of(&self, slot: u32, connection: &Connection) -> ClientState {
+    fn state_of(&self, id: ConnectionId, connection: &Connection) -> ClientState {
         let opening = connection.opening();
         let parked = opening.iter().flat_map(|opening| &opening.parked.frames);
         let barrier = connection.barrier();
         let pings = barrier.and_then(|barrier| barrier.pings.as_ref());
         let (outstanding_count, outstanding_size) = connection.outstanding();
         ClientState {
-            slot,
+            slot: id.slot,
             generation: connection.generation,
             user: connection.user(),
             device: connection.device(&self.devices),
@@ -243,6 +251,7 @@ impl Router {
             tail: barrier.map_or(0, |barrier| barrier.tail),
             behind: connection.behind(),
             room_wanted: connection.room_wanted(),
+            subscriptions: self.presence.states(id),
         }
     }
 }

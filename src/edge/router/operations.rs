@@ -4,6 +4,7 @@ use super::connection::{OUTSTANDING_COUNT_MAX, cost};
 use super::pressed::unanswered_size_max;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
+use crate::limits::{CONNECTION_SUBSCRIPTION_COUNT_MAX, SHARD_SUBSCRIPTION_COUNT_MAX};
 use crate::link::message::{Address, SessionNumber, ToSequencer};
 use crate::protocol::operation::{ErrorCode, Event, Operation, Rejected, Request};
 
@@ -27,6 +28,9 @@ impl Router {
                 };
                 self.reject(id, &unknown, around);
             }
+            Ok(Request { operation: Operation::PresenceUnsubscribe { users }, .. }) => {
+                self.unsubscribe(id, &users, around);
+            }
             Ok(request) => self.take_up(id, request, around),
         }
     }
@@ -48,6 +52,15 @@ impl Router {
             return;
         }
         let Request { reference, operation } = request;
+        if let Operation::PresenceSubscribe { users } = &operation
+            && let Err(limited) = self.subscribe(id, users, around)
+        {
+            self.counters.overloaded += 1;
+            return self.answer_rejected(id, &limited.rejected(reference), around);
+        }
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
         if operation == Operation::Ping {
             if connection.ping(turn_last, reference) {
                 self.pong(id, reference, around);
@@ -132,8 +145,44 @@ impl Router {
             Operation::Channel { convo, change } => {
                 Some(ToSequencer::Channel { address, user, convo, change })
             }
+            Operation::Devices => Some(ToSequencer::Devices { address, user, revoke: None }),
+            Operation::Revoke { device } => {
+                Some(ToSequencer::Devices { address, user, revoke: Some(device) })
+            }
+            Operation::Privacy { hidden } => Some(ToSequencer::Privacy { address, user, hidden }),
+            Operation::PresenceSubscribe { users } => Some(ToSequencer::Watch { address, users }),
+            Operation::Typing { convo } => {
+                Some(ToSequencer::Typing { address, user, device, convo })
+            }
+            Operation::PresenceUnsubscribe { .. } => None,
             Operation::Ping | Operation::Later(_) => None,
         }
+    }
+}
+
+/// Why a subscription is not taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limited {
+    Connection,
+    Shard,
+    Memory,
+}
+
+impl Limited {
+    fn rejected(self, reference: Option<i64>) -> Rejected {
+        let (code, message, limit) = match self {
+            Limited::Connection => {
+                let limit = CONNECTION_SUBSCRIPTION_COUNT_MAX;
+                (ErrorCode::RateLimited, "too many subscriptions of this connection", limit)
+            }
+            Limited::Shard => {
+                let limit = SHARD_SUBSCRIPTION_COUNT_MAX;
+                (ErrorCode::Unavailable, "too many subscriptions here", limit)
+            }
+            Limited::Memory => (ErrorCode::Unavailable, "no presence just now", 0),
+        };
+        let limit = Some(limit as u64).filter(|limit| *limit > 0);
+        Rejected { reference, id: None, code, message, limit }
     }
 }
 

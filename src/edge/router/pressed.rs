@@ -104,7 +104,7 @@ impl Router {
         let places = self.connections.len() * size_of::<Option<Connection>>();
         let places_of_requests = self.requests.count() * size_of::<Unanswered>();
         Held {
-            sessions: places + self.names_size,
+            sessions: places + self.names_size + self.presence.held_size(),
             operations: self.requests.size() + places_of_requests + self.parked_size,
         }
     }

@@ -39,6 +39,8 @@ impl Unanswered {
         match &self.message {
             ToSequencer::Group { change, .. } => *change != GroupChange::Info,
             ToSequencer::Channel { .. } => true,
+            ToSequencer::Devices { revoke, .. } => revoke.is_some(),
+            ToSequencer::Privacy { .. } => true,
             _ => false,
         }
     }

@@ -122,7 +122,7 @@ fn id(slot: u32) -> ConnectionId {
 
 fn admitted(user: &str, subprotocol: Option<Subprotocol>) -> Admitted {
     let (user, device, term) = (user.into(), "phone".into(), Term::default());
-    Admitted { user, device, term, manual: false, subprotocol }
+    Admitted { user, device, term, manual: false, subprotocol, ticket: None }
 }
 
 fn session(counter: u64) -> SessionNumber {
@@ -306,6 +306,19 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::Conversations { limit, .. } => format!("conversations {limit}"),
         ToSequencer::Group { convo, .. } => format!("group {convo}"),
         ToSequencer::Channel { convo, .. } => format!("channel {convo}"),
+        ToSequencer::Silent { address, is_silent, .. } => {
+            format!("silent {} {is_silent}", address.slot)
+        }
+        ToSequencer::Lost { address, session, silent_ms, .. } => {
+            format!("lost {} {} {silent_ms}", address.slot, session.counter)
+        }
+        ToSequencer::Devices { revoke: None, .. } => "devices".into(),
+        ToSequencer::Devices { revoke: Some(device), .. } => format!("revoke {device}"),
+        ToSequencer::Privacy { hidden, .. } => format!("privacy {hidden}"),
+        ToSequencer::Watch { users, .. } => format!("watch {}", users.join(" ")),
+        ToSequencer::Unwatch { users } => format!("unwatch {}", users.join(" ")),
+        ToSequencer::Rewatch { users } => format!("rewatch {}", users.join(" ")),
+        ToSequencer::Typing { convo, .. } => format!("typing {convo}"),
         ToSequencer::Room { stream, .. } => format!("room {stream}"),
         ToSequencer::Dropped { seq, stream, .. } => format!("dropped {seq} {stream}"),
     }

@@ -14,7 +14,7 @@ use crate::protocol::operation::Operation;
 use crate::protocol::{conversation, json};
 
 /// Names and kinds of fields, as `docs/protocol.md` lists them.
-const FIELDS: [(u8, &str); 44] = [
+const FIELDS: [(u8, &str); 49] = [
     (0x01, "convo"),
     (0x02, "ref"),
     (0x03, "to"),
@@ -59,11 +59,17 @@ const FIELDS: [(u8, &str); 44] = [
     (0x2e, "count"),
     (0x30, "of"),
     (0x3c, "subscribers"),
+    (0x29, "devices"),
+    (0x2b, "users"),
+    (0x34, "last_seen"),
+    (0x36, "state"),
+    (0x38, "presence"),
 ];
 
-const EVENTS: [&str; 12] = [
+/// Those without a name are none.
+const EVENTS: [&str; 19] = [
     "welcome", "sent", "msg", "receipt", "synced", "page", "convos", "pong", "goaway", "behind",
-    "error", "group",
+    "error", "group", "", "", "", "devices", "privacy", "presence", "typing",
 ];
 
 const CODES: [&str; 10] = [
@@ -134,6 +140,8 @@ fn integer_as_json(name: &str, value: u64) -> Value {
         "kind" => numbered(&["delivered", "read", "system"]),
         "reason" => numbered(&["drain", "replaced", "overload", "slow"]),
         "code" => numbered(&CODES),
+        "state" => numbered(&["online", "offline"]),
+        "presence" => numbered(&["everyone", "nobody"]),
         _ => json!(value),
     }
 }
@@ -146,7 +154,7 @@ fn bytes_as_json(name: &str, mut value: &[u8], event: &str) -> Value {
         }
         return json!(names);
     }
-    if !matches!(name, "convos" | "msgs") {
+    if !matches!(name, "convos" | "msgs" | "devices") {
         let text = || std::str::from_utf8(value).expect("text");
         return if name == "body64" { json!(STANDARD.encode(value)) } else { json!(text()) };
     }
@@ -225,8 +233,24 @@ fn any_operation() -> impl Strategy<Value = Operation> {
                 [ChannelChange::Create, ChannelChange::Subscribe, ChannelChange::Unsubscribe];
             Operation::Channel { convo, change: changes[index] }
         }),
+        any_device_operation(),
         (0..LATER.len()).prop_map(|index| Operation::Later(LATER[index])),
     ]
+}
+
+fn any_device_operation() -> impl Strategy<Value = Operation> {
+    let users = proptest::collection::btree_set(any_id(), 1..4);
+    let users = users.prop_map(|users| users.into_iter().collect::<Vec<Id>>());
+    (0..6u8, any_id(), any::<bool>(), users, any_name()).prop_map(
+        |(kind, device, hidden, users, convo)| match kind {
+            0 => Operation::Devices,
+            1 => Operation::Revoke { device },
+            2 => Operation::Privacy { hidden },
+            3 => Operation::PresenceSubscribe { users },
+            4 => Operation::PresenceUnsubscribe { users },
+            _ => Operation::Typing { convo },
+        },
+    )
 }
 
 fn any_change() -> impl Strategy<Value = GroupChange> {
@@ -310,6 +334,11 @@ proptest! {
         says_the_same(Event::Page { reference, convo, messages: &messages, more: flag });
         says_the_same(Event::Conversations { reference, convos: &standings });
         says_the_same(Event::Pong { reference, ts });
+        let devices = [(names.1.clone(), seq), (names.2.clone(), ts)];
+        says_the_same(Event::Devices { reference, devices: &devices });
+        says_the_same(Event::Privacy { reference, hidden: flag });
+        says_the_same(Event::Presence { reference, user, online: flag, last_seen: limit });
+        says_the_same(Event::Typing { convo, from: user });
         for goodbye in [Goodbye::Drain, Goodbye::Replaced, Goodbye::Overload, Goodbye::Slow] {
             says_the_same(Event::Goaway { goodbye, reconnect_ms: limit });
         }
@@ -487,7 +516,7 @@ fn absent_fields_and_repeated_ones() {
 
 #[test]
 fn unknown_types_and_large_bodies() {
-    for kind in [0, 16 + LATER.len() as u8, 0x7f, 0x80, 0x81, 0xff] {
+    for kind in [0, 0x17, 0x7f, 0x80, 0x81, 0xff] {
         let rejected = refused(&[vec![kind], integer(2, 6), bytes(5, b"c")]);
         assert_eq!((rejected.code, rejected.reference), (ErrorCode::UnknownOperation, Some(3)));
         assert_eq!(rejected.id, None);

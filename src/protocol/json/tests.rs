@@ -86,7 +86,7 @@ fn good_frames() -> Vec<(&'static str, Operation)> {
             Operation::Sync { convos: Some(vec![("dm:a:b".into(), 0), ("team".into(), 3)]) },
         ),
         (r#"{"t":"ping","ref":-9007199254740991}"#, Operation::Ping),
-        (r#"{"t":"devices","convo":"x"}"#, Operation::Later("devices")),
+        (r#"{"t":"devices","convo":"x"}"#, Operation::Devices),
         (r#"{"t":"history","convo":"x"}"#, history("x", None, 50)),
         (
             r#"{"t":"history","convo":"dm:a:b","before":1,"limit":200}"#,
@@ -395,6 +395,67 @@ fn pushes_have_the_fields_of_the_page() {
         json!({"t":"goaway","reason":"drain","reconnect_ms":7})
     );
     assert_eq!(encoded(Event::Behind), json!({"t":"behind"}));
+}
+
+#[test]
+fn what_is_told_of_users_has_the_fields_of_the_page() {
+    let devices = [("a\"".into(), 7), ("b".into(), 8)];
+    assert_eq!(
+        encoded(Event::Devices { reference: Some(1), devices: &devices }),
+        json!({"t":"devices","ref":1,"devices":[{"device":"a\"","last_seen":7},
+               {"device":"b","last_seen":8}]})
+    );
+    let presence = |reference, online, last_seen| {
+        encoded(Event::Presence { reference, user: "u", online, last_seen })
+    };
+    assert_eq!(
+        presence(Some(2), true, Some(5)),
+        json!({"t":"presence","ref":2,"user":"u","state":"online","last_seen":5})
+    );
+    assert_eq!(presence(None, false, None), json!({"t":"presence","user":"u","state":"offline"}));
+    for (hidden, presence) in [(true, "nobody"), (false, "everyone")] {
+        let event = Event::Privacy { reference: None, hidden };
+        assert_eq!(encoded(event), json!({"t":"privacy","presence":presence}));
+    }
+    assert_eq!(
+        encoded(Event::Typing { convo: "c", from: "u" }),
+        json!({"t":"typing","convo":"c","from":"u"})
+    );
+}
+
+#[test]
+fn operations_on_devices_and_presence() {
+    let users = |names: &[&str]| names.iter().map(|name| Id::from(*name)).collect::<Vec<Id>>();
+    for (frame, operation) in [
+        (r#"{"t":"device.revoke","device":"tv"}"#, Operation::Revoke { device: "tv".into() }),
+        (r#"{"t":"privacy","presence":"nobody"}"#, Operation::Privacy { hidden: true }),
+        (r#"{"t":"privacy","presence":"everyone"}"#, Operation::Privacy { hidden: false }),
+        (
+            r#"{"t":"presence.sub","users":["b","a","b"]}"#,
+            Operation::PresenceSubscribe { users: users(&["b", "a"]) },
+        ),
+        (
+            r#"{"t":"presence.unsub","users":[]}"#,
+            Operation::PresenceUnsubscribe { users: users(&[]) },
+        ),
+        (r#"{"t":"typing","convo":"team"}"#, Operation::Typing { convo: "team".into() }),
+    ] {
+        assert_eq!(decoded(frame), operation, "{frame}");
+    }
+    for frame in [
+        r#"{"t":"device.revoke"}"#,
+        r#"{"t":"device.revoke","device":""}"#,
+        r#"{"t":"privacy"}"#,
+        r#"{"t":"privacy","presence":"friends"}"#,
+        r#"{"t":"presence.sub"}"#,
+        r#"{"t":"presence.sub","users":[]}"#,
+        r#"{"t":"presence.sub","users":"a"}"#,
+        r#"{"t":"presence.sub","users":["a",1]}"#,
+        r#"{"t":"presence.unsub","users":[""]}"#,
+        r#"{"t":"typing","convo":"dm:x"}"#,
+    ] {
+        assert_eq!(refused(frame).code, ErrorCode::BadRequest, "{frame}");
+    }
 }
 
 #[test]

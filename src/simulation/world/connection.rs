@@ -23,6 +23,7 @@ pub enum Said {
     Ping,
     Group { convo: String },
     Channel { convo: String },
+    Revoke { device: String },
 }
 
 /// See the module.
@@ -33,6 +34,8 @@ pub struct Connection {
     /// The upgrade was granted.
     pub is_open: bool,
     pub is_welcome: bool,
+    /// Its number: epoch and counter.
+    pub session: (u64, u64),
     /// It has heard `synced` once.
     pub is_synced: bool,
     /// It asked for nothing to be pushed before its first `sync`.
@@ -58,6 +61,7 @@ impl Connection {
             out: Vec::new(),
             is_open: false,
             is_welcome: false,
+            session: (0, 0),
             is_synced: false,
             manual,
             reads_after_us: 0,

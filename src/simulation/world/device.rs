@@ -155,6 +155,19 @@ impl Device {
         connection.say(json!({"t": t, "convo": convo}), Said::Channel { convo });
     }
 
+    /// Revokes a device of its user, once: whether it happened, the log will tell.
+    pub fn revoke(&mut self, device: &str) {
+        let Some(connection) = self.connection.as_mut().filter(|it| it.is_open) else { return };
+        let frame = json!({"t": "device.revoke", "device": device});
+        connection.say(frame, Said::Revoke { device: device.to_owned() });
+    }
+
+    /// Its session is one of a device that was revoked.
+    pub fn is_revoked(&self, ledger: &Ledger) -> bool {
+        let connection = self.connection.as_ref().filter(|connection| connection.is_welcome);
+        connection.is_some_and(|it| ledger.is_revoked(&self.user, &self.device, it.session))
+    }
+
     /// Acknowledges everything it has, where that is more than it said on this connection.
     pub fn acknowledge(&mut self, kind: Watermark, around: &mut Around) {
         let marks: Vec<(String, u64)> = self
@@ -285,6 +298,7 @@ impl Device {
                 self.lose_connection();
                 match code {
                     Some(4001 | 4002 | 4003 | 1001 | 1013) => Ok(()),
+                    Some(4004) if around.ledger.was_revoked(&self.user, &self.device) => Ok(()),
                     code => Err(format!("closed with {code:?}")),
                 }
             }
@@ -303,7 +317,14 @@ impl Device {
             return Err(format!("`{kind}` comes before `welcome`"));
         }
         match kind.as_str() {
-            "welcome" | "behind" => Ok(()),
+            "welcome" => {
+                let session = text(frame, "session")?;
+                let numbers = session.split_once('-').ok_or("a session has two numbers")?;
+                let number = |text: &str| text.parse().map_err(|_| "a session has two numbers");
+                connection.session = (number(numbers.0)?, number(numbers.1)?);
+                Ok(())
+            }
+            "behind" => Ok(()),
             "sent" => self.take_sent(frame, around),
             "msg" => self.take_message(frame, around),
             "receipt" => self.take_receipt(frame, around),
@@ -311,6 +332,7 @@ impl Device {
             "pong" => self.take_pong(frame, around),
             "group" => self.take_group(frame, around),
             "channel" => self.take_channel(frame, around),
+            "devices" => self.take_devices(frame, around),
             "error" => self.take_error(frame, around),
             "goaway" => {
                 self.replaced_count += 1;
@@ -334,6 +356,8 @@ impl Device {
         let told = told(frame, &text(frame, "from")?, Some(text(frame, "body")?))?;
         around.witness.message(&self.user, &told, around.ledger)?;
         let Told { convo, seq, .. } = told;
+        let session = self.connection.as_ref().expect("it heard this").session;
+        around.ledger.check_heard((&self.user, &self.device), session, &convo, seq)?;
         let connection = self.connection.as_mut().expect("it heard this");
         connection.heard(&convo);
         if !self.seen.get(&convo).is_some_and(|seen| seen.contains(&seq)) {
@@ -346,6 +370,10 @@ impl Device {
     /// Live never overtakes backlog: at a first sight, everything before was seen. What the device
     /// sent itself is told by `sent`, on its own way.
     fn nothing_skipped(&self, convo: &str, upto: u64, ledger: &Ledger) -> Verdict {
+        // Where a device began that is no more, nobody knows any more.
+        if self.is_revoked(ledger) {
+            return Ok(());
+        }
         let first = self.watermark(convo, ledger) + 1;
         let seen = self.seen.get(convo);
         for seq in first..upto {
@@ -448,6 +476,19 @@ impl Device {
         Ok(())
     }
 
+    /// A revocation is answered: it is durable, and the device is gone or new.
+    fn take_devices(&mut self, frame: &Value, around: &mut Around) -> Verdict {
+        let reference = frame["ref"].as_i64().ok_or_else(|| format!("{frame} has no ref"))?;
+        let connection = self.connection.as_mut().expect("it heard this");
+        let Said::Revoke { device } = connection.answered(reference)? else {
+            return Err(format!("{frame} answers no revocation"));
+        };
+        match around.ledger.was_revoked(&self.user, &device) {
+            true => Ok(()),
+            false => Err(format!("{device} of {frame} is not revoked durably")),
+        }
+    }
+
     fn take_synced(&mut self, frame: &Value, around: &mut Around) -> Verdict {
         let heads = frame["convos"].as_object().ok_or_else(|| format!("{frame} has no heads"))?;
         for (convo, head) in heads {
@@ -475,7 +516,7 @@ impl Device {
             let durable = around.ledger.acknowledged(&self.user, &self.device, &convo, kind);
             // What was there before he joined is none of his, and needs no record.
             let durable = durable.max(around.ledger.range(&self.user, &convo).0 - 1);
-            if durable < seq {
+            if durable < seq && !self.is_revoked(around.ledger) {
                 return Err(format!("{kind:?} {seq} of {convo} is done, durable is {durable}"));
             }
         }
@@ -498,6 +539,7 @@ impl Device {
                 return Ok(());
             }
             Said::Sync if outside => return Ok(()),
+            Said::Revoke { .. } if code == "bad_request" => return Ok(()),
             Said::Send { id, convo }
                 if (outside || code == "forbidden") && !convo.starts_with("dm:") =>
             {

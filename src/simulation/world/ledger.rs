@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use super::channels::Channels;
 use crate::link::message::Watermark;
-use crate::link::record::{ConversationName, Cursor, GroupRole, Id, Member, Message, Record};
+use crate::link::record::{
+    ConversationName, Cursor, GroupRole, Id, Member, Message, Record, Revocation,
+};
 use crate::link::wire::{Reader, Wire};
 use crate::simulation::disk::{DurableWrite, SimDisk};
 use crate::store::log_format::{BLOCK_SIZE, Commit, decode_commit, decode_segment_header};
@@ -33,6 +35,8 @@ pub struct Ledger {
     devices: BTreeMap<Id, BTreeSet<Id>>,
     groups: BTreeMap<ConversationName, Membership>,
     pub channels: Channels,
+    /// Position and last session of each device's last revocation.
+    revoked: BTreeMap<(Id, Id), (u64, (u64, u64))>,
     fanned_out: u64,
     epoch: u64,
     last_mid: u64,
@@ -180,6 +184,39 @@ impl Ledger {
         self.starts.get(&(user.into(), device.into(), convo.into())).copied().unwrap_or(0)
     }
 
+    /// Whether a device of this name was ever revoked.
+    pub fn was_revoked(&self, user: &str, device: &str) -> bool {
+        self.revoked.contains_key(&(user.into(), device.into()))
+    }
+
+    /// Whether this session was of a device that was revoked.
+    pub fn is_revoked(&self, user: &str, device: &str, session: (u64, u64)) -> bool {
+        let revoked = self.revoked.get(&(user.into(), device.into()));
+        revoked.is_some_and(|(_, upto)| session <= *upto)
+    }
+
+    /// What a session of a revoked device hears was there before the revocation.
+    pub fn check_heard(
+        &self,
+        (user, device): (&str, &str),
+        session: (u64, u64),
+        convo: &str,
+        seq: u64,
+    ) -> Verdict {
+        let revoked = self.revoked.get(&(user.into(), device.into()));
+        let Some((revoked_lsn, _)) = revoked.filter(|(_, upto)| session <= *upto) else {
+            return Ok(());
+        };
+        let at = |index: usize| self.messages.get(convo).and_then(|messages| messages.get(index));
+        match at(seq as usize - 1) {
+            Some((lsn, _)) if lsn > revoked_lsn => Err(format!(
+                "{convo} {seq}, at {lsn}, reaches a session of {user}/{device}, revoked at \
+                 {revoked_lsn}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// How far a device has durably acknowledged.
     pub fn acknowledged(&self, user: &str, device: &str, convo: &str, kind: Watermark) -> u64 {
         let cursor = self.cursors.get(&(user.into(), device.into(), convo.into()));
@@ -261,7 +298,7 @@ impl Ledger {
                 cursors.into_iter().try_for_each(|cursor| self.take_cursor(cursor))
             }
             Record::Device { user, device, .. } => {
-                for convo in self.conversations_of(&user) {
+                for convo in self.conversations_heard_by(&user) {
                     let place = (user.clone(), device.clone(), convo);
                     let start = self.cursors.get(&place).map_or(0, |cursor| cursor.delivered);
                     self.starts.entry(place).or_insert(start);
@@ -277,9 +314,41 @@ impl Ledger {
                 self.epoch = epoch;
                 Ok(())
             }
-            Record::Edge { .. } => Ok(()),
+            Record::Edge { .. } | Record::Seen { .. } | Record::Privacy { .. } => Ok(()),
+            Record::Revoked { revocation } => self.take_revoked(lsn, &revocation),
             Record::Lost { .. } => Err(format!("position {lsn} is lost")),
         }
+    }
+
+    /// The device is gone; what its user's devices had acknowledged stays acknowledged.
+    fn take_revoked(&mut self, lsn: u64, revocation: &Revocation) -> Verdict {
+        let Revocation { user, device, epoch, counter, .. } = revocation;
+        let place = (user.clone(), device.clone());
+        self.revoked.insert(place, (lsn, (*epoch, *counter)));
+        let known = self.devices.get_mut(user).is_some_and(|devices| devices.remove(device));
+        if !known {
+            return Err(format!("{user}/{device} is revoked, and there is no such device"));
+        }
+        let of_device = |place: &Place| place.0 == *user && place.1 == *device;
+        let convos: Vec<Cursor> = self
+            .cursors
+            .iter()
+            .filter(|(place, _)| of_device(place))
+            .map(|it| it.1.clone())
+            .collect();
+        self.cursors.retain(|place, _| !of_device(place));
+        self.starts.retain(|place, _| !of_device(place));
+        for Cursor { convo, delivered, read, .. } in convos {
+            for (kind, before) in [(Watermark::Delivered, delivered), (Watermark::Read, read)] {
+                let begins_after = self.range(user, &convo).0 - 1;
+                let after = self.watermark(user, &convo, kind).max(begins_after);
+                if after < before {
+                    return Err(format!("{user} falls from {before} to {after} of {convo}"));
+                }
+            }
+            self.check_position(&convo)?;
+        }
+        Ok(())
     }
 
     fn take_message(&mut self, lsn: u64, message: Message) -> Verdict {
@@ -357,7 +426,8 @@ impl Ledger {
                 continue;
             }
             let nobody = BTreeSet::from([Id::from("")]);
-            for device in self.devices.get(user).unwrap_or(&nobody) {
+            let devices = self.devices.get(user).filter(|devices| !devices.is_empty());
+            for device in devices.unwrap_or(&nobody) {
                 let cursor = self.cursors.get(&(user.into(), device.clone(), convo.clone()));
                 let safe = cursor.is_some_and(|cursor| {
                     let marked = cursor.marker != 0 && cursor.marker <= cursor.delivered + 1;

@@ -160,10 +160,11 @@ fn reads_answer_what_was_written() {
     assert_eq!(found, expected);
 
     let found = harness.get(&ToStore::LoadUser { user: "bob".into(), after: Bytes::new() });
-    let (to, devices) = (harness.number, vec!["pad".into()]);
+    let (to, devices) = (harness.number, vec![("pad".into(), 5)]);
     let (cursors, groups, next) = (vec![cursor], Vec::new(), Bytes::new());
-    let channels = Vec::new();
-    assert_eq!(found, FromStore::User { to, devices, cursors, groups, channels, next });
+    let (channels, revoked, hidden) = (Vec::new(), Vec::new(), false);
+    let user = FromStore::User { to, devices, cursors, groups, channels, revoked, hidden, next };
+    assert_eq!(found, user);
 
     let lookup =
         |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };

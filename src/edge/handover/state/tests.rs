@@ -53,6 +53,7 @@ prop_compose! {
             // What has frames has no request any more.
             is_finished: is_finished && phase > 1,
             takes_compressed: takes_compressed && phase > 1,
+            is_silent: is_pinged && is_watched,
             deflate_window_bits: 9,
             message_size_max: if phase > 1 { 1_000 } else { 0 },
             message: message.filter(|_| !is_finished && phase > 1),
@@ -104,6 +105,7 @@ fn every_prefix_of_a_shard_and_a_batch_is_refused() {
         turn_last: 9,
         unanswered: Vec::new(),
         waiting: vec![crate::edge::router::WaitingState::Notice { message: notice }],
+        revoked: Vec::new(),
         deadlines: vec![(5, (1, 2))],
     };
     let link = LinkState { incarnation: 8, next_session: 1, session: None };
@@ -125,6 +127,7 @@ fn every_prefix_of_a_shard_and_a_batch_is_refused() {
         pings: Vec::new(),
         tail: 1,
         behind: Some(4),
+        subscriptions: Vec::new(),
         room_wanted: None,
     };
     let batch = Batch { connections: vec![ConnectionState::default()], clients: vec![client] };

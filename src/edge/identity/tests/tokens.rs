@@ -503,7 +503,7 @@ fn a_ticket_stands_for_the_token_until_it_ends_and_begets_none_that_lives_longer
     let ends_unix_ms = Some(NOW_MS + 3_600_000);
     assert_eq!(term, Term { ends_unix_ms, ticket_ends_unix_ms: None });
 
-    let ticket = Tickets::new(b"secret").issue_until("alice", "tv", NOW_MS + 5);
+    let ticket = Tickets::new(b"secret").issue_until("alice", "tv", SESSION, NOW_MS + 5);
     let queries = [format!("?ticket={ticket}"), format!("?ticket={ticket}&user=bob&token=x.y.z")];
     for query in queries {
         let admitted = admitted(&mut door, &query, "").expect("admitted");
@@ -511,8 +511,8 @@ fn a_ticket_stands_for_the_token_until_it_ends_and_begets_none_that_lives_longer
         let end = Some(NOW_MS + 5);
         assert_eq!(admitted.term, Term { ends_unix_ms: end, ticket_ends_unix_ms: end });
     }
-    let expired = Tickets::new(b"secret").issue_until("alice", "tv", NOW_MS);
-    let foreign = Tickets::new(b"other").issue_until("alice", "tv", NOW_MS + 5);
+    let expired = Tickets::new(b"secret").issue_until("alice", "tv", SESSION, NOW_MS);
+    let foreign = Tickets::new(b"other").issue_until("alice", "tv", SESSION, NOW_MS + 5);
     for bad in [&expired, &foreign, ""] {
         assert_eq!(admitted(&mut door, &format!("?ticket={bad}&token={token}"), ""), Err(401));
     }

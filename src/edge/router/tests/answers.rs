@@ -100,7 +100,7 @@ fn a_binary_frame_closes_the_connection() {
     let mut stage = Stage::with_clients(&[0]);
     stage.run(|router, around| router.message(id(0), Subprotocol::Binary, &[6], around));
     assert_eq!(stage.audience.closes, [(id(0), 1003)]);
-    assert_eq!(stage.submitted(), ["close 0 0"]);
+    assert_eq!(stage.submitted(), ["lost 0 0 0"]);
     stage.say(0, r#"{"t":"ping"}"#);
     assert!(stage.heard(0).is_empty());
 }
@@ -111,7 +111,7 @@ fn answers_for_a_gone_connection_reach_nobody() {
     stage.say(0, &send_frame(1, "a"));
     stage.say(0, r#"{"t":"ping","ref":2}"#);
     let to = stage.number_of_send("a");
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     let tenant = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
         router.opened(tenant, admitted("carol", None), around);

@@ -10,7 +10,7 @@ fn a_full_link_makes_everything_wait_in_order() {
     stage.script.full = true;
     stage.say(0, &send_frame(1, "a"));
     stage.say(0, &send_frame(2, "b"));
-    stage.run(|router, around| router.closed(id(1), around));
+    stage.run(|router, around| router.closed(id(1), None, around));
     stage.tick_after(10);
     stage.script.full = false;
     stage.say(0, &send_frame(3, "c"));

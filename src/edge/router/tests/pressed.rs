@@ -96,7 +96,7 @@ fn what_is_parked_or_unanswered_is_held_until_it_is_not() {
     stage.welcome(0);
     let to = stage.number_of_send("a");
     stage.sent(to, 1);
-    stage.run(|router, around| router.closed(id(1), around));
+    stage.run(|router, around| router.closed(id(1), None, around));
     let rest = stage.router.held().operations;
     assert!(rest < opening.operations, "{rest}: a request for a session at most");
     stage.welcome(1);

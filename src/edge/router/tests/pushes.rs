@@ -119,9 +119,9 @@ fn receipts_and_replacement() {
         ]
     );
     assert_eq!(stage.audience.closes, [(id(0), 4001)]);
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     assert_eq!(stage.router.counters().connections, 0);
-    assert_eq!(stage.submitted(), ["close 0 0"]);
+    assert_eq!(stage.submitted(), ["lost 0 0 0"]);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_client_that_reads_nothing_is_cut() {
     let messages = vec![message(1), message(2)];
     stage.entry(ToEdge::Backlog { target, messages, wants_room: true });
     assert_eq!(stage.audience.closes, [(id(0), 4003), (id(1), 4003)], "no frame is lost silently");
-    assert_eq!(stage.submitted(), ["close 0 0", "close 1 1"]);
+    assert_eq!(stage.submitted(), ["lost 0 0 0", "lost 1 1 0"]);
     assert_eq!(stage.router.counters().cut_slow, 2);
 }
 

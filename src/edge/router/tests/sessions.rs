@@ -43,7 +43,7 @@ fn what_comes_before_the_welcome_is_done_after_it() {
 fn a_connection_gone_before_its_session_closes_it() {
     let mut stage = Stage::connected();
     stage.open(0);
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     assert_eq!(stage.submitted_kept(), ["open 0"]);
     stage.welcome(0);
     assert_eq!(stage.submitted(), ["open 0", "close 0 0"]);
@@ -90,7 +90,7 @@ fn a_new_link_session_is_told_everything_again_in_order() {
     stage.say(3, &send_frame(1, "gone"));
     let b = stage.number_of_send("b");
     stage.sent(b, 1);
-    stage.run(|router, around| router.closed(id(3), around));
+    stage.run(|router, around| router.closed(id(3), None, around));
     stage.submitted();
     stage.ended();
     stage.say(1, &send_frame(3, "d"));
@@ -273,7 +273,7 @@ fn names_of_any_length_are_kept_and_counted_while_they_are() {
         let mut other = Stage::connected();
         other.router.continue_client(state.clone()).expect("it is a client's");
         assert_eq!(other.router.client_state(id(slot)), Some(state));
-        stage.run(|router, around| router.closed(id(slot), around));
+        stage.run(|router, around| router.closed(id(slot), None, around));
     }
     assert_eq!(stage.router.held().sessions, places);
     assert_eq!(stage.router.devices.count(), 0);
@@ -289,6 +289,6 @@ fn what_waits_for_a_session_is_handed_over_with_its_size() {
     other.router.continue_client(state.clone()).expect("it is a client's");
     assert_eq!(other.router.client_state(id(0)), Some(state));
     assert_eq!(other.router.held().operations, stage.router.parked_size);
-    other.run(|router, around| router.closed(id(0), around));
+    other.run(|router, around| router.closed(id(0), None, around));
     assert_eq!(other.router.held().operations, 0);
 }

@@ -41,7 +41,7 @@ fn a_connection_is_closed_when_its_token_ends_and_not_before() {
     assert_eq!(stage.audience.closes.len(), 2, "the third has no end");
     assert_eq!(stage.router.counters().cut_expired, 2);
     assert_eq!(stage.router.counters().connections, 1);
-    assert_eq!(stage.submitted()[6..], ["close 1 1", "close 0 0"]);
+    assert_eq!(stage.submitted()[6..], ["lost 1 1 0", "lost 0 0 0"]);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_clock_that_is_set_moves_no_end() {
 fn the_next_tenant_of_a_slot_is_not_cut_for_the_last_one() {
     let mut stage = Stage::connected();
     stage.open_for(0, 1_000, false);
-    stage.run(|router, around| router.closed(id(0), around));
+    stage.run(|router, around| router.closed(id(0), None, around));
     let next = ConnectionId { slot: 0, generation: 2 };
     stage.run(|router, around| {
         router.opened(next, admitted("bob", None), around);
@@ -115,7 +115,7 @@ fn connections_that_come_and_go_leave_no_heap_behind() {
         stage.run(|router, around| {
             router.opened(id, admitted("bob", None), around);
             router.limit(id, term, now);
-            router.closed(id, around);
+            router.closed(id, None, around);
         });
     }
     assert!(stage.router.deadlines.len() < 1_100, "{}", stage.router.deadlines.len());
