@@ -145,9 +145,9 @@ impl Sequencer {
 
     /// The user's row says whether he may read the channel, and it is not at hand or changes now.
     pub(super) fn is_unsure_of(&self, convo: &ConversationName, user: &Id) -> bool {
-        let channel = self.conversations.get(convo).and_then(|entry| entry.channel.as_ref());
+        let channel = self.conversations.get(convo).and_then(|entry| entry.channel.as_deref());
         let is_unsure =
-            |channel: &Box<Channel>| channel.changing.contains_key(user) || !self.has_user(user);
+            |channel: &Channel| channel.changing.contains_key(user) || !self.has_user(user);
         channel.is_some_and(is_unsure)
     }
 

@@ -125,7 +125,7 @@ impl<K: Clone + Eq + Hash + Ord> Limiter<K> {
     }
 
     /// Keys that are not full.
-    pub fn len(&self) -> usize {
+    pub fn key_count(&self) -> usize {
         self.full_at.len()
     }
 
@@ -192,8 +192,8 @@ impl Limits {
     }
 
     /// Users and conversations that are kept for having sent lately.
-    pub fn len(&self) -> usize {
-        self.user_sends.len() + self.convo_sends.len()
+    pub fn key_count(&self) -> usize {
+        self.user_sends.key_count() + self.convo_sends.key_count()
     }
 }
 

@@ -145,7 +145,7 @@ impl Metrics {
         for (refused, total) in self.refused.iter().zip(counters.refused_by_code) {
             refused.set(total);
         }
-        self.limited_keys.set(logic.limits.len() as _);
+        self.limited_keys.set(logic.limits.key_count() as _);
         self.delivered.set(counters.delivered_total);
         self.backlog.set(counters.backlog_messages_total);
         self.receipts.set(counters.receipts_total);
