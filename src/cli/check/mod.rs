@@ -266,3 +266,28 @@ fn sockets(host: &Host, uring: &Uring, shards: u64) -> Option<Sockets> {
     let per_shard = per_shard.min(least.sockets / shards);
     Some(Sockets { per_shard, shards, total: least.sockets, limited_by: least.by, bounds })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: &str = include_str!("../../../benches/record/2026-11-25-million.txt");
+
+    /// The first value that the record has for this, in bytes.
+    fn recorded(name: &str) -> f64 {
+        let line = RECORD.lines().find_map(|line| line.trim().strip_prefix(name));
+        let value = line.and_then(|line| line.split_whitespace().next()).expect(name);
+        value.replace(',', "").parse().expect("a number")
+    }
+
+    #[test]
+    fn a_connection_costs_what_the_record_says() {
+        let both_ends = recorded("kernel memory per connection, both ends");
+        assert_eq!(both_ends, (2 * KERNEL_SIZE) as f64);
+        let named = [("edge", EDGE_SIZE), ("sequencer", SEQUENCER_SIZE), ("store", STORE_SIZE)];
+        for (process, size) in named {
+            let each = recorded(&format!("{process}: user memory per connection"));
+            assert_eq!(each.ceil() as u64, size, "{process}");
+        }
+    }
+}

@@ -80,6 +80,36 @@ fn over_the_rate_the_answer_is_429_and_the_time_to_come_again() {
 }
 
 #[test]
+fn the_measured_capacity_is_the_limit_and_follows_what_was_sustained() {
+    let admission = AdmissionOptions { is_measured: true, ..AdmissionOptions::default() };
+    let options = ShardOptions { connection_count_max: 300, capacity: 100, ..limited(admission) };
+    let mut stage = Stage::with(options);
+    (0..100).for_each(|socket| stage.open(socket));
+    stage.accept(400);
+    assert!(stage.sent_text().starts_with("HTTP/1.1 429 "));
+    assert_eq!(stage.shard.slots(), Slots::new(50, 1), "half of it for those who return");
+    // A second's worth had gathered, and another came: so many were served within a second.
+    stage.pass_ms(990);
+    (100..199).for_each(|socket| stage.open(socket));
+    stage.pass_ms(20);
+    let capacity = stage.shard.capacity();
+    assert!((190..199).contains(&capacity), "{capacity}");
+    stage.pass_ms(1_000);
+    let room = (200..290).map(|socket| stage.open(socket)).count();
+    assert_eq!((room, stage.shard.counters().accepted), (90, 289), "and so many are let in now");
+    assert_eq!(stage.shard.slots(), Slots::new(capacity / 2, 1));
+}
+
+#[test]
+fn a_limit_that_was_given_is_the_rate_of_those_who_return() {
+    let admission =
+        AdmissionOptions { handshakes_per_second: 30, shards: 3, ..AdmissionOptions::default() };
+    let mut stage = Stage::with(limited(admission));
+    (0..10).for_each(|socket| stage.open(socket));
+    assert_eq!(stage.shard.slots(), Slots::new(30, 3), "ten a second for each shard");
+}
+
+#[test]
 fn of_very_many_refused_the_last_are_cut_off() {
     let limits = AdmissionOptions { handshakes_per_second: 1, ..AdmissionOptions::default() };
     let mut stage = Stage::with(limited(limits));
