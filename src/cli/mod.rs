@@ -3,6 +3,7 @@
 
 mod check;
 mod client;
+mod conform;
 mod effective;
 mod failure;
 mod file;
@@ -27,6 +28,7 @@ use serde::Serialize;
 use crate::clock::Now;
 use crate::{edge, sequencer, store};
 use check::CheckSettings;
+use conform::ConformSettings;
 use effective::Effective;
 use failure::{Failure, Usage};
 use file::ConfigurationFile;
@@ -79,6 +81,8 @@ enum Command {
     Echo(EchoSettings),
     /// Say what this machine can hold, and what to change.
     Check(CheckSettings),
+    /// Ask a server everything that the client protocol promises, and say what is not true of it.
+    Conform(ConformSettings),
     /// Make a token for a user, to try --auth jwt.
     Token(TokenSettings),
     /// Print the completions of a shell: source <(aldis completions bash)
@@ -162,6 +166,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
         }
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
+        Command::Conform(flags) => conform::run(flags),
         Command::Check(flags) => check::run(&flags),
         Command::Upgrade(flags) => upgrade::run(flags),
         Command::Send(flags) => send::run(flags, &crate::sys::impatient_stop_flag()?),
@@ -223,6 +228,7 @@ impl Command {
             Command::Repair(_) => "repair",
             Command::Echo(_) => "echo",
             Command::Token(_) => "token",
+            Command::Conform(_) => "conform",
             Command::Check(_) => "check",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",

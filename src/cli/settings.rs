@@ -23,6 +23,9 @@ use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
+use crate::sequencer::limits::{
+    CHANNEL_PUSHES_DEFAULT, GROUPS_PER_USER_DEFAULT, LimitOptions, Rate,
+};
 use crate::sequencer::options::SequencerOptions;
 use crate::store::options::StoreOptions;
 use crate::store::repair::RepairOptions;
@@ -169,10 +172,19 @@ pub struct EdgeSettings {
     #[arg(long, env = "ALDIS_EDGE_DEFLATE", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true")]
     deflate: Option<bool>,
+    /// Run each shard on one processor alone, round robin. Default: false
+    #[arg(long, env = "ALDIS_EDGE_PIN", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    pin: Option<bool>,
+    /// A connection goes to the shard with the number of the processor on which it arrived, instead
+    /// of by a hash. Default: false
+    #[arg(long, env = "ALDIS_EDGE_STEER", value_name = "BOOL", num_args = 0..=1,
+        default_missing_value = "true")]
+    steer: Option<bool>,
     /// Connections at a time; 0: as many as the machine allows. Default: 0
     #[arg(long, env = "ALDIS_EDGE_CONNECTIONS", value_name = "N")]
     connections: Option<u32>,
-    /// New connections a second; 0: no limit. Default: 0
+    /// New connections a second; 0: no limit. Default: as many as the edge bears, measured
     #[arg(long, env = "ALDIS_EDGE_HANDSHAKES_PER_SECOND", value_name = "N")]
     handshakes_per_second: Option<u32>,
     /// Connections of one client address at a time, in each shard; 0: no limit. Default: 0
@@ -213,6 +225,25 @@ pub struct SequencerSettings {
     /// Default: sequencer-1
     #[arg(long, env = "ALDIS_SEQUENCER_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// New messages of one user a second, over all his connections; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_PER_SECOND", value_name = "N")]
+    user_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_USER_SENDS_BURST", value_name = "N")]
+    user_sends_burst: Option<u32>,
+    /// New messages in one conversation a second; 0: no limit. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_PER_SECOND", value_name = "N")]
+    convo_sends_per_second: Option<u32>,
+    /// How many of them may come at once; 0: as many as in a second. Default: 0
+    #[arg(long, env = "ALDIS_SEQUENCER_CONVO_SENDS_BURST", value_name = "N")]
+    convo_sends_burst: Option<u32>,
+    /// Live messages that one channel pushes a second, counted for each session; 0: no limit.
+    /// Default: 4000000
+    #[arg(long, env = "ALDIS_SEQUENCER_CHANNEL_PUSHES_PER_SECOND", value_name = "N")]
+    channel_pushes_per_second: Option<u32>,
+    /// Groups and channels that one user may own; 0: no limit. Default: 10000
+    #[arg(long, env = "ALDIS_SEQUENCER_GROUPS_PER_USER", value_name = "N")]
+    groups_per_user: Option<u32>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -388,6 +419,8 @@ impl EdgeSettings {
             busy_after: self.busy_after.or(file.busy_after),
             busy_quiet_ms: self.busy_quiet_ms.or(file.busy_quiet_ms),
             deflate: self.deflate.or(file.deflate),
+            pin: self.pin.or(file.pin),
+            steer: self.steer.or(file.steer),
             connections: self.connections.or(file.connections),
             handshakes_per_second: self.handshakes_per_second.or(file.handshakes_per_second),
             connections_per_address: self.connections_per_address.or(file.connections_per_address),
@@ -409,8 +442,9 @@ impl EdgeSettings {
             busy_after: self.busy_after.or(Some(Tiers::default().promote_after)),
             busy_quiet_ms: self.busy_quiet_ms.or(Some(Tiers::default().quiet_ms as u32)),
             deflate: self.deflate.or(Some(false)),
+            pin: self.pin.or(Some(false)),
+            steer: self.steer.or(Some(false)),
             connections: self.connections.or(Some(0)),
-            handshakes_per_second: self.handshakes_per_second.or(Some(0)),
             connections_per_address: self.connections_per_address.or(Some(0)),
             ipv6_prefix: self.ipv6_prefix.or(Some(IPV6_PREFIX_DEFAULT)),
             memory_budget: self.memory_budget.or_else(|| Some(MEMORY_BUDGET_DEFAULT.to_owned())),
@@ -430,11 +464,8 @@ impl EdgeSettings {
         let auth = identity.auth(listen)?;
         let shards = check_shards(needed(self.shards, "edge", "shards")?)?;
         let admission = AdmissionOptions {
-            handshakes_per_second: needed(
-                self.handshakes_per_second,
-                "edge",
-                "handshakes-per-second",
-            )?,
+            handshakes_per_second: self.handshakes_per_second.unwrap_or_default(),
+            is_measured: self.handshakes_per_second.is_none(),
             shards: shards as u32,
             connections_per_address: needed(
                 self.connections_per_address,
@@ -463,8 +494,11 @@ impl EdgeSettings {
             descriptors: check_descriptors(&needed(self.descriptors, "edge", "descriptors")?)?,
             tiers,
             deflate: needed(self.deflate, "edge", "deflate")?,
+            pin: needed(self.pin, "edge", "pin")?,
+            steer: needed(self.steer, "edge", "steer")?,
             connections: needed(self.connections, "edge", "connections")? as usize,
             admission,
+            capacity: 0,
             memory_budget: check_budget(&needed(self.memory_budget, "edge", "memory-budget")?)?,
             admin: admin_options(needed(self.admin, "edge", "admin")?, self.admin_file),
         })
@@ -481,6 +515,14 @@ impl SequencerSettings {
             admin: self.admin.or(file.admin),
             admin_file: self.admin_file.or(file.admin_file),
             name: self.name.or(file.name),
+            user_sends_per_second: self.user_sends_per_second.or(file.user_sends_per_second),
+            user_sends_burst: self.user_sends_burst.or(file.user_sends_burst),
+            convo_sends_per_second: self.convo_sends_per_second.or(file.convo_sends_per_second),
+            convo_sends_burst: self.convo_sends_burst.or(file.convo_sends_burst),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(file.channel_pushes_per_second),
+            groups_per_user: self.groups_per_user.or(file.groups_per_user),
             print_config: self.print_config,
         }
     }
@@ -490,12 +532,36 @@ impl SequencerSettings {
         SequencerSettings {
             admin: self.admin.or(Some(ANY_LOOPBACK)),
             name: self.name.or_else(|| Some("sequencer-1".to_owned())),
+            user_sends_per_second: self.user_sends_per_second.or(Some(0)),
+            user_sends_burst: self.user_sends_burst.or(Some(0)),
+            convo_sends_per_second: self.convo_sends_per_second.or(Some(0)),
+            convo_sends_burst: self.convo_sends_burst.or(Some(0)),
+            channel_pushes_per_second: self
+                .channel_pushes_per_second
+                .or(Some(CHANNEL_PUSHES_DEFAULT)),
+            groups_per_user: self.groups_per_user.or(Some(GROUPS_PER_USER_DEFAULT)),
             ..self
         }
     }
 
     pub fn into_options(self) -> Result<SequencerOptions, Usage> {
+        let limits = LimitOptions {
+            user_sends: rate(
+                needed(self.user_sends_per_second, "sequencer", "user-sends-per-second")?,
+                needed(self.user_sends_burst, "sequencer", "user-sends-burst")?,
+            ),
+            convo_sends: rate(
+                needed(self.convo_sends_per_second, "sequencer", "convo-sends-per-second")?,
+                needed(self.convo_sends_burst, "sequencer", "convo-sends-burst")?,
+            ),
+            channel_pushes: rate(
+                needed(self.channel_pushes_per_second, "sequencer", "channel-pushes-per-second")?,
+                0,
+            ),
+            groups_per_user: needed(self.groups_per_user, "sequencer", "groups-per-user")?.into(),
+        };
         Ok(SequencerOptions {
+            limits,
             name: needed(self.name, "sequencer", "name")?,
             listen: needed(self.listen, "sequencer", "listen")?.0,
             store: needed(self.store, "sequencer", "store")?.0,
@@ -590,6 +656,12 @@ fn needed<T>(value: Option<T>, process: &str, key: &str) -> Result<T, Usage> {
 
 fn admin_options(address: Endpoint, file: Option<PathBuf>) -> AdminOptions {
     AdminOptions { address: address.0, file }
+}
+
+/// 0 a second: none. A burst of 0: what flows in within a second.
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    let burst = if burst == 0 { per_second } else { burst };
+    (per_second > 0).then_some(Rate { per_second, burst })
 }
 
 pub fn check_shards(shards: usize) -> Result<usize, Usage> {

@@ -94,7 +94,7 @@ fn the_memory_budget_is_a_share_unless_it_is_given() {
 }
 
 #[test]
-fn admission_has_no_limits_unless_they_are_given() {
+fn admission_has_no_limits_but_a_measured_one_unless_they_are_given() {
     let secret = secret_file();
     let file = |text: &str| ConfigurationFile::parse("aldis.toml", text).unwrap().edge;
     let bare = format!(
@@ -104,14 +104,18 @@ fn admission_has_no_limits_unless_they_are_given() {
     );
     let options = edge_settings(&[]).over(file(&bare)).filled().into_options().unwrap();
     assert_eq!(options.connections, 0);
-    let none = AdmissionOptions { shards: 3, ..AdmissionOptions::default() };
-    assert_eq!(options.admission, none);
+    let measured = AdmissionOptions { shards: 3, is_measured: true, ..AdmissionOptions::default() };
+    assert_eq!(options.admission, measured);
+    let off = format!("{bare}handshakes-per-second = 0\n");
+    let options = edge_settings(&[]).over(file(&off)).filled().into_options().unwrap();
+    assert_eq!(options.admission, AdmissionOptions { is_measured: false, ..measured });
     let given = format!("{bare}handshakes-per-second = 500\nconnections-per-address = 7\n");
     let flags = ["--connections-per-address", "9", "--ipv6-prefix", "56", "--connections", "50"];
     let options = edge_settings(&flags).over(file(&given)).filled().into_options().unwrap();
     assert_eq!(options.connections, 50);
     let expected = AdmissionOptions {
         handshakes_per_second: 500,
+        is_measured: false,
         shards: 3,
         connections_per_address: 9,
         ipv6_prefix: 56,

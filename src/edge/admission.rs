@@ -22,6 +22,8 @@ const RETRY_S_COUNT: u64 = 8;
 pub struct AdmissionOptions {
     /// New connections per second of all shards together; each has an equal share.
     pub handshakes_per_second: u32,
+    /// The shard's own capacity is the limit instead: see [`Admission::set_share`].
+    pub is_measured: bool,
     /// How many shards share that, at least 1.
     pub shards: u32,
     /// Connections of one address at a time, in each shard.
@@ -34,6 +36,7 @@ impl Default for AdmissionOptions {
     fn default() -> AdmissionOptions {
         AdmissionOptions {
             handshakes_per_second: 0,
+            is_measured: false,
             shards: 1,
             connections_per_address: 0,
             ipv6_prefix: 64,
@@ -77,6 +80,7 @@ pub struct Refused {
 /// See the module.
 pub struct Admission {
     bucket: Option<Bucket>,
+    is_measured: bool,
     addresses: Option<Addresses>,
     /// Refusals whose time to come again is nobody's to know.
     spread_count: u64,
@@ -86,8 +90,10 @@ impl Admission {
     pub fn new(options: AdmissionOptions, now: Now) -> Admission {
         let AdmissionOptions { handshakes_per_second, shards, .. } = options;
         let bucket = Bucket::new(handshakes_per_second, shards, now.monotonic_us);
+        let has_limit = handshakes_per_second > 0 && !options.is_measured;
         Admission {
-            bucket: (handshakes_per_second > 0).then_some(bucket),
+            bucket: has_limit.then_some(bucket),
+            is_measured: options.is_measured,
             addresses: (options.connections_per_address > 0).then(|| Addresses {
                 count_max: options.connections_per_address,
                 ipv6_prefix: options.ipv6_prefix,
@@ -95,6 +101,18 @@ impl Admission {
                 of_slots: BTreeMap::new(),
             }),
             spread_count: 0,
+        }
+    }
+
+    /// From now on the shard lets in so many per second, if its capacity is the limit.
+    pub fn set_share(&mut self, share_per_second: u64, now: Now) {
+        if !self.is_measured {
+            return;
+        }
+        let rate = u32::try_from(share_per_second).unwrap_or(u32::MAX).max(1);
+        match &mut self.bucket {
+            Some(bucket) => bucket.set_rate(rate, now.monotonic_us),
+            None => self.bucket = Some(Bucket::new(rate, 1, now.monotonic_us)),
         }
     }
 
@@ -219,12 +237,25 @@ impl Bucket {
         Bucket { parts_per_us, parts_per_token, full, level: full, now_us, promised_us: 0 }
     }
 
-    /// Takes a token, if there is one. A clock that went back stands still.
-    fn take(&mut self, now_us: u64) -> bool {
+    /// Another rate from now on. What has gathered stays, up to a second's worth of the new one.
+    fn set_rate(&mut self, tokens_per_second: u32, now_us: u64) {
+        self.gain(now_us);
+        self.parts_per_us = u64::from(tokens_per_second);
+        self.full = self.parts_per_token.max(self.parts_per_us * US_PER_S);
+        self.level = self.level.min(self.full);
+    }
+
+    /// A clock that went back stands still.
+    fn gain(&mut self, now_us: u64) {
         let passed_us = now_us.saturating_sub(self.now_us);
         self.now_us = self.now_us.max(now_us);
         let gained = passed_us.saturating_mul(self.parts_per_us);
         self.level = self.level.saturating_add(gained).min(self.full);
+    }
+
+    /// Takes a token, if there is one.
+    fn take(&mut self, now_us: u64) -> bool {
+        self.gain(now_us);
         let is_there = self.level >= self.parts_per_token;
         if is_there {
             self.level -= self.parts_per_token;

@@ -7,6 +7,7 @@ use super::connections::{Connections, SendError};
 use super::handover::ChatState;
 use super::identity::Admitted;
 use super::ledger::{Class, Pressure};
+use super::pace::Slots;
 use super::router::{self, ClientState, Clients, Router, Surroundings};
 use super::site::{Answer, Site};
 use super::ticket::Tickets;
@@ -116,9 +117,9 @@ impl Chat {
         is_stuck.then_some("the sequencer has not answered for 2 s; does its store run?")
     }
 
-    /// Tells every client when to come back, evenly over `spread_ms`.
-    pub fn drain(&mut self, now: Now, spread_ms: u64, connections: &mut Connections) {
-        self.with_router(now, connections, |router, around| router.drain(spread_ms, around));
+    /// Tells every client when to come back.
+    pub fn drain(&mut self, now: Now, slots: Slots, connections: &mut Connections) {
+        self.with_router(now, connections, |router, around| router.drain(slots, around));
     }
 
     /// All but the clients, once the shard stands still.

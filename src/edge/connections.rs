@@ -35,6 +35,8 @@ pub struct ShardOptions {
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
     pub admission: AdmissionOptions,
+    /// Handshakes per second that this shard bears, by the trial at the start.
+    pub capacity: u64,
     /// What idle and busy connections wait with.
     pub tiers: Tiers,
     /// The memory budget of all shards together.
@@ -53,6 +55,7 @@ impl Default for ShardOptions {
             drain_ms: 2 * CLOSE_MS,
             deflate: false,
             admission: AdmissionOptions::default(),
+            capacity: CAPACITY_DEFAULT,
             tiers: Tiers::default(),
             grades: Grades::default(),
             socket_cost: SocketCost::default(),
@@ -67,6 +70,9 @@ pub const SPARE_COUNT: usize = 64;
 /// those who would be let in.
 const REFUSED_DIVISOR: usize = 16;
 const REFUSED_COUNT_MAX: usize = 4096;
+
+/// Without a trial: what a processor of a small machine bears beside other work.
+const CAPACITY_DEFAULT: u64 = 4_000;
 
 /// Timeouts are kept to this, and a rotation (51 s) holds nearly all of them.
 const WHEEL_TICK_MS: u64 = 100;
@@ -333,6 +339,11 @@ impl Connections {
     }
 
     /// Whether [`Connections::admit`] has use for an address.
+    /// What the shard bears has changed.
+    pub(super) fn set_capacity(&mut self, per_second: u64) {
+        self.admission.set_share(per_second, self.now);
+    }
+
     pub(super) fn wants_addresses(&self) -> bool {
         self.admission.wants_addresses()
     }

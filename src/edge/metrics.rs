@@ -17,6 +17,7 @@ pub struct Metrics {
     /// Clients not let in, in the order of [`Reason::ALL`].
     refused: Vec<(Counter, u64)>,
     connections: (Gauge, u64),
+    capacity: (Gauge, u64),
     /// In the order of [`Class::ALL`].
     memory: Vec<Gauge>,
     send: PublishedLatency,
@@ -57,6 +58,8 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Metrics {
         let counters = COUNTERS.map(|(name, help)| (registry.counter(name, help), 0));
         let connections = registry.gauge("aldis_connections", "Chat connections open now");
+        let help = "Handshakes per second that the edge bears, by trial and as seen since";
+        let capacity = registry.gauge("aldis_handshake_capacity", help);
         let help = "Connect requests refused because of who the client is, or is not";
         let doubt = |doubt: Doubt| {
             let labels = [("reason", doubt.name())];
@@ -79,6 +82,7 @@ impl Metrics {
             doubts,
             refused,
             connections: (connections, 0),
+            capacity: (capacity, 0),
             memory: Class::ALL.map(class).into(),
             send,
         }
@@ -91,16 +95,21 @@ impl Metrics {
         publish(&mut self.doubts, doubts);
         publish(&mut self.refused, shard.counters().refused);
         let connections = shard.application().router().counters().connections;
-        let (gauge, published) = &mut self.connections;
-        gauge.add(connections.saturating_sub(*published) as _);
-        gauge.sub(published.saturating_sub(connections) as _);
-        *published = connections;
+        publish_share(&mut self.connections, connections);
+        publish_share(&mut self.capacity, shard.capacity());
         for (gauge, class) in self.memory.iter().zip(Class::ALL) {
             gauge.set(shard.ledger().size(class) as u64);
         }
         let chat = shard.application();
         self.send.publish(chat.router().send_latency(), chat.now_us());
     }
+}
+
+/// A gauge that is the sum of all shards.
+fn publish_share((gauge, published): &mut (Gauge, u64), value: u64) {
+    gauge.add(value.saturating_sub(*published) as _);
+    gauge.sub(published.saturating_sub(value) as _);
+    *published = value;
 }
 
 fn publish(counters: &mut [(Counter, u64)], values: impl IntoIterator<Item = u64>) {

@@ -3,7 +3,7 @@
 //!
 //! - [`shard`]: the loop of one thread, over its ring.
 //! - [`connections`] and [`connection`]: what a shard holds, as plain data.
-//! - [`admission`]: who is let in.
+//! - [`admission`]: who is let in, and [`pace`]: how many a second a shard bears.
 //! - [`ledger`]: what memory is held for, and what is done when it becomes scarce.
 //! - [`application`]: what a shard hosts; [`echo`] is the smallest one, [`chat`] the messenger.
 //! - [`router`]: the chat's logic between connections and the sequencer.
@@ -22,6 +22,7 @@ pub mod identity;
 pub mod ledger;
 mod metrics;
 pub mod options;
+pub mod pace;
 pub mod process;
 mod receive;
 pub mod router;

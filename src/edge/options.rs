@@ -46,9 +46,16 @@ pub struct EdgeOptions {
     pub tiers: Tiers,
     /// Agrees to permessage-deflate with clients that offer it.
     pub deflate: bool,
+    /// Each shard runs on one processor alone, round robin.
+    pub pin: bool,
+    /// A connection goes to the shard whose number is that of the processor on which it arrived,
+    /// instead of by a hash of its addresses.
+    pub steer: bool,
     /// Connections of all shards together; 0: as many as the host allows.
     pub connections: usize,
     pub admission: AdmissionOptions,
+    /// Handshakes per second that the process bears. Nobody knows before it has tried: 0.
+    pub capacity: u64,
     /// Memory of the process and of the kernel for it.
     pub memory_budget: MemoryBudget,
     pub admin: AdminOptions,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -20,6 +21,7 @@ use super::ledger::account::{Account, Holder};
 use super::ledger::{Class, Grades, machine, watch};
 use super::metrics::Metrics;
 use super::options::{Auth, EdgeOptions, Keys};
+use super::pace::{Trial, process_capacity};
 use super::router;
 use super::shard::Shard;
 use super::site::Site;
@@ -27,8 +29,10 @@ use super::ticket::Tickets;
 use crate::admin::{Health, Part, Registry};
 use crate::clock::Now;
 use crate::limits::{CLIENT_MESSAGE_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::ring::kernel::{KernelRing, Listener, RingOptions, listen};
-use crate::sys::{StopFlag, patiently, random_u64};
+use crate::ring::kernel::{
+    KernelRing, Listener, RingOptions, listen, steer_by_hash, steer_by_processor,
+};
+use crate::sys::{StopFlag, allowed_processors, patiently, pin_this_thread, random_u64};
 
 const LISTEN_BACKLOG: u32 = 4096;
 /// Bytes that wait in a socket of a client who takes nothing, about. More of them would be memory
@@ -38,8 +42,6 @@ const UNSENT_SIZE: u32 = 16 * 1024;
 const QUEUE_SIZE_MAX: usize = 16 * 1024 * 1024;
 /// Of a plain request. None that is served has a body worth mention, and slow ones are to be cheap.
 const BODY_SIZE_MAX: usize = 4 * 1024;
-/// Clients told to come back per second by a drain: what one core's handshakes bear with ease.
-const RECONNECTS_PER_S: u64 = 2_000;
 /// Receive buffers of all shards together, and of each at least.
 const BUFFER_COUNT: u32 = 8_192;
 const BUFFER_COUNT_LEAST: u32 = 64;
@@ -87,6 +89,7 @@ struct ShardStart {
 
 /// Serves clients until SIGTERM, which drains, or until a successor has taken over.
 pub fn run(mut options: EdgeOptions) -> anyhow::Result<()> {
+    options.capacity = try_capacity(&options);
     if options.is_successor {
         let outcome = succeed(&mut options);
         return outcome.inspect_err(|error| Said::Refused(format!("{error:#}")).say());
@@ -130,6 +133,7 @@ fn serve(
     let identities = identities(&options.auth, &registry)?;
     tracing::info!(listen = %options.listen, shards = options.shards, "edge starts");
     say_capacity(options);
+    say_handshakes(options);
     let account = open_account(options, &registry)?;
     let links = Arc::new(AtomicUsize::new(0));
     let mut shards: Vec<JoinHandle<anyhow::Result<()>>> = Vec::new();
@@ -204,6 +208,25 @@ fn capacity(options: &EdgeOptions) -> Capacity {
     Capacity::of_this_process(options.descriptors, options.shards)
 }
 
+/// What all shards together bear, by a trial of a few milliseconds before anybody is listened to.
+fn try_capacity(options: &EdgeOptions) -> u64 {
+    // A successor must not read the clock that it is to take over.
+    let start = Instant::now();
+    let mut clock = || Now { monotonic_us: start.elapsed().as_micros() as u64, ..Now::default() };
+    let trial_ns = Trial::new(clock()).run(&mut clock);
+    process_capacity(trial_ns, processors(), options.shards)
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn say_handshakes(options: &EdgeOptions) {
+    let (handshakes_per_second, processors) = (options.capacity, processors());
+    let (shards, is_measured) = (options.shards, options.admission.is_measured);
+    tracing::info!(handshakes_per_second, processors, shards, is_measured, "edge can open");
+}
+
 fn say_capacity(options: &EdgeOptions) {
     let capacity = capacity(options);
     let (connections, limit) = (capacity.connections(), capacity.limit());
@@ -228,33 +251,44 @@ fn open_listeners(options: &EdgeOptions) -> anyhow::Result<Vec<Listener>> {
         listener.limit_unsent(UNSENT_SIZE).context("bounding what waits in the kernel")?;
         Ok(listener)
     };
-    (0..options.shards).map(open).collect()
+    let listeners: Vec<Listener> = (0..options.shards).map(open).collect::<anyhow::Result<_>>()?;
+    if options.steer {
+        let steered = steer_by_processor(&listeners[0], options.shards);
+        steered.context("--steer: the kernel takes no program (SO_ATTACH_REUSEPORT_CBPF)")?;
+    }
+    Ok(listeners)
+}
+
+/// The listeners of another edge go by what this one was told. A failure costs no connection.
+fn steer_inherited(listener: &Listener, options: &EdgeOptions) {
+    let steered = match options.steer {
+        true => steer_by_processor(listener, options.shards),
+        false => steer_by_hash(listener),
+    };
+    if let Err(error) = steered {
+        tracing::warn!(%error, steer = options.steer, "connections are dealt out as they were");
+    }
+}
+
+/// Shard `index` runs on one of the process's processors alone, the first on the first.
+fn pin(index: usize) -> anyhow::Result<()> {
+    let allowed = allowed_processors().context("--pin: asking for this process's processors")?;
+    let processor = allowed[index % allowed.len()];
+    pin_this_thread(processor)
+        .with_context(|| format!("--pin: pinning shard {index} to processor {processor}"))
 }
 
 fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow::Result<()> {
     let ShardStart { index, options, identities, stop, mut told, orders } = start;
+    if options.pin {
+        pin(index)?;
+    }
     let descriptors = options.descriptors;
     let sockets = capacity(&options).sockets_per_shard;
     let buffer_count = buffer_count(options.shards);
     let sizes = RingOptions { sockets, descriptors, buffer_count, ..RingOptions::default() };
     let ring = KernelRing::new(sizes)?;
-    let possible = (ring.sockets_max() as usize).saturating_sub(SPARE_COUNT);
-    let shard_options = ShardOptions {
-        connection_count_max: match options.connections {
-            0 => possible,
-            connections => connections.div_ceil(options.shards).min(possible),
-        },
-        body_size_max: BODY_SIZE_MAX,
-        admission: options.admission,
-        message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
-        queue_size_max: QUEUE_SIZE_MAX,
-        heartbeat_ms: u64::from(options.heartbeat_ms),
-        deflate: options.deflate,
-        tiers: options.tiers,
-        grades: told.holder.grades(),
-        socket_cost: machine::socket_cost(options.listen.is_ipv6()),
-        ..ShardOptions::default()
-    };
+    let shard_options = shard_options(&options, ring.sockets_max() as usize, told.holder.grades());
     let site = site(&options, identities)?;
     let chat = |incarnation| {
         Chat::new(ChatOptions {
@@ -273,7 +307,13 @@ fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow
             shard.add_listener(listener.socket());
             (shard, listener)
         }
-        Source::Inherited(inheritance) => inheritance.take(ring, shard_options, chat)?.start()?,
+        Source::Inherited(inheritance) => {
+            let (shard, listener) = inheritance.take(ring, shard_options, chat)?.start()?;
+            if index == 0 {
+                steer_inherited(&listener, &options);
+            }
+            (shard, listener)
+        }
     };
     shard.ledger().set(Class::Buffers, sizes.buffers_size());
     let mut linked = Some(linked);
@@ -296,6 +336,27 @@ fn run_shard(source: Source, start: ShardStart, linked: impl FnOnce()) -> anyhow
     }
     drain(&mut shard, &mut told);
     Ok(())
+}
+
+fn shard_options(options: &EdgeOptions, sockets_max: usize, grades: Grades) -> ShardOptions {
+    let possible = sockets_max.saturating_sub(SPARE_COUNT);
+    ShardOptions {
+        connection_count_max: match options.connections {
+            0 => possible,
+            connections => connections.div_ceil(options.shards).min(possible),
+        },
+        body_size_max: BODY_SIZE_MAX,
+        admission: options.admission,
+        capacity: options.capacity.div_ceil(options.shards as u64),
+        message_size_max: CLIENT_MESSAGE_SIZE_MAX as u32,
+        queue_size_max: QUEUE_SIZE_MAX,
+        heartbeat_ms: u64::from(options.heartbeat_ms),
+        deflate: options.deflate,
+        tiers: options.tiers,
+        grades,
+        socket_cost: machine::socket_cost(options.listen.is_ipv6()),
+        ..ShardOptions::default()
+    }
 }
 
 /// Receive buffers of a shard: the process's are dealt out, since few shards run at a time.
@@ -333,9 +394,9 @@ fn site(options: &EdgeOptions, identities: Identities) -> anyhow::Result<Site> {
 /// are accepted and answered 503, which is better than silence.
 fn drain(shard: &mut Shard<KernelRing, Chat>, told: &mut Told) {
     let now = Now::read();
-    let spread_ms = 1_000 + shard.connection_count() as u64 * 1_000 / RECONNECTS_PER_S;
+    let slots = shard.slots();
     let (chat, _, connections) = shard.parts();
-    chat.drain(now, spread_ms, connections);
+    chat.drain(now, slots, connections);
     told.publish(shard);
     while shard.connection_count() > 0
         && Now::read().monotonic_ms() < now.monotonic_ms() + DRAIN_MS_MAX

@@ -27,6 +27,7 @@ use crate::admin::Latency;
 use crate::clock::Now;
 use crate::edge::identity::Admitted;
 use crate::edge::ledger::Pressure;
+use crate::edge::pace::Slots;
 use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
 use crate::link::record::Id;
@@ -345,15 +346,15 @@ impl Router {
         }
     }
 
-    /// The shard is going away: tells every client when to come back, evenly over `spread_ms`, and
-    /// closes each once it has the answers it is owed, or after [`DRAIN_GRACE_MS`].
-    pub fn drain(&mut self, spread_ms: u64, around: &mut Surroundings) {
+    /// The shard is going away: tells every client when to come back, each in a slot of its own,
+    /// and closes each once it has the answers it is owed, or after [`DRAIN_GRACE_MS`].
+    pub fn drain(&mut self, slots: Slots, around: &mut Surroundings) {
         if self.is_draining() {
             return;
         }
         self.drain_ends_at_ms = Some(around.now.monotonic_ms() + DRAIN_GRACE_MS);
-        for id in self.ids() {
-            let reconnect_ms = Some(self.random() % spread_ms.max(1));
+        for (index, id) in self.ids().into_iter().enumerate() {
+            let reconnect_ms = Some(slots.moment_us(index, self.random()) / 1_000);
             let goodbye = Goodbye::Drain;
             self.say(id, &Event::Goaway { goodbye, reconnect_ms }, around);
             let found = self.connection(id);

@@ -15,6 +15,7 @@ use super::application::{Application, ConnectionId};
 use super::connection::{Armed, Phase};
 use super::connections::{Connections, Counters, ShardOptions};
 use super::ledger::{Class, Ledger};
+use super::pace::{Pace, Seen, Slots};
 use super::receive;
 
 /// A turn waits at most this long, so that a stop flag is seen.
@@ -40,6 +41,7 @@ pub struct Shard<R: Ring, A: Application<R>> {
     connections: Connections,
     listeners: Vec<ListenerState>,
     completions: Vec<Completion>,
+    pace: Pace,
     /// Connections whose receive ended because no buffer was free.
     starved: Vec<ConnectionId>,
     accept_after_ms: u64,
@@ -55,10 +57,14 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// The ring is to have socket slots for `connection_count_max` and
     /// [`super::connections::SPARE_COUNT`] more.
     pub fn new(ring: R, application: A, options: ShardOptions, now: Now) -> Shard<R, A> {
+        let capacity = options.capacity;
+        let mut connections = Connections::new(options, now);
+        connections.set_capacity(capacity);
         Shard {
             ring,
             application,
-            connections: Connections::new(options, now),
+            connections,
+            pace: Pace::new(capacity, now.monotonic_us),
             listeners: Vec::new(),
             completions: Vec::new(),
             starved: Vec::new(),
@@ -82,8 +88,10 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.pass_time(clock());
         let wait_us = self.wait_us();
         let mut completions = std::mem::take(&mut self.completions);
+        let waits_from_us = self.connections.now.monotonic_us;
         self.ring.turn(wait_us, &mut completions);
         self.pass_time(clock());
+        self.pace.waited(self.connections.now.monotonic_us.saturating_sub(waits_from_us));
         for completion in completions.drain(..) {
             self.complete(completion);
         }
@@ -100,6 +108,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
         self.rearm_starved();
         self.rearm_listeners();
         self.balance();
+        self.judge_pace();
     }
 
     /// Turns until `stop` is set, lets the application say goodbye, and waits until everybody has
@@ -149,6 +158,34 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
     /// What the shard holds; whoever knows what others do tells it.
     pub fn ledger(&mut self) -> &mut Ledger {
         &mut self.connections.ledger
+    }
+
+    /// Handshakes per second that the shard bears, as far as it is known.
+    pub fn capacity(&self) -> u64 {
+        self.pace.capacity()
+    }
+
+    /// When those who are sent away now are to come back: as the shard bears it, or as the operator
+    /// said.
+    pub fn slots(&self) -> Slots {
+        let options = self.connections.options.admission;
+        let slots = match options.handshakes_per_second {
+            0 => Slots::new(self.pace.returning(), 1),
+            per_second => Slots::new(u64::from(per_second), u64::from(options.shards)),
+        };
+        slots.at_ease(self.connections.count())
+    }
+
+    fn judge_pace(&mut self) {
+        let counters = &self.connections.counters;
+        let seen = Seen {
+            handshakes: counters.opened,
+            refused: counters.refused[Reason::Rate as usize],
+            messages: counters.messages,
+        };
+        if self.pace.observe(self.connections.now.monotonic_us, seen) {
+            self.connections.set_capacity(self.pace.capacity());
+        }
     }
 
     fn balance(&mut self) {

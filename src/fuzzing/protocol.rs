@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::link::message::{GroupChange, Target, Watermark};
+use crate::link::message::{ChannelChange, GroupChange, Target, Watermark};
 use crate::link::record::{Body, Id};
 use crate::protocol::operation::{Event, INTEGER_MAX, LATER, Operation, Rejected, Request};
 use crate::protocol::{Subprotocol, conversation};
@@ -74,6 +74,9 @@ fn is_valid(request: &Request) {
         Operation::Group { convo, change } => {
             assert_eq!(conversation::parse(convo), Ok(conversation::Conversation::Named));
             assert!(group_members(change).iter().all(|member| conversation::is_id(member)));
+        }
+        Operation::Channel { convo, .. } => {
+            assert_eq!(conversation::parse(convo), Ok(conversation::Conversation::Named));
         }
         Operation::Ping => {}
         Operation::Later(name) => assert!(LATER.contains(name)),
@@ -161,7 +164,16 @@ pub fn written(request: &Request) -> (Vec<u8>, Value) {
         Operation::Ping => (vec![6], json!({"t":"ping"})),
         Operation::Later(name) => {
             let index = LATER.iter().position(|later| later == name).expect("one of them");
-            (vec![13 + index as u8], json!({"t":name}))
+            (vec![16 + index as u8], json!({"t":name}))
+        }
+        Operation::Channel { convo, change } => {
+            let (number_of, name) = match change {
+                ChannelChange::Create => (13, "channel.create"),
+                ChannelChange::Subscribe => (14, "channel.subscribe"),
+                ChannelChange::Unsubscribe => (15, "channel.unsubscribe"),
+            };
+            let binary = [vec![number_of], bytes(1, convo.as_bytes())].concat();
+            (binary, json!({"t":name,"convo":&**convo}))
         }
         Operation::Group { convo, change } => written_group(convo, change),
     };

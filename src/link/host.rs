@@ -443,6 +443,8 @@ impl Links {
         let peer = &mut self.peers[id.0 as usize];
         let expired = now.monotonic_us > peer.last_heard_us + LEASE_US;
         if peer.overflowed || (peer.session.is_some() && expired) {
+            let why = if peer.overflowed { "too much is unacknowledged" } else { "silence" };
+            tracing::warn!(why, peer = %peer.name(), "a link session ends");
             peer.overflowed = false;
             self.end(id, ring);
         }
@@ -578,6 +580,11 @@ impl Outlet for Links {
             Err(LinkFull) => {}
         }
         submitted
+    }
+
+    fn has_room(&self, peer: PeerId) -> bool {
+        let session = self.peers[peer.0 as usize].session.as_ref();
+        session.is_none_or(Session::has_room)
     }
 
     fn answered(&mut self, peer: PeerId, number: u64) {

@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 
-use super::record::{Body, ConversationName, Cursor, Id, Member, Message};
+use super::record::{
+    Body, ChannelState, ConversationName, Cursor, Id, Member, Message, Subscription,
+};
 use super::wire::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -78,6 +80,17 @@ wire_enum! {
         5 = Leave,
         /// Nothing changes.
         6 = Info,
+    }
+}
+
+wire_enum! {
+    /// What is asked of a channel.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ChannelChange {
+        /// The owner is who asks.
+        1 = Create,
+        2 = Subscribe,
+        3 = Unsubscribe,
     }
 }
 
@@ -187,6 +200,14 @@ wire_enum! {
         /// over and not answered is not asked again in a later session: nobody knows whether it
         /// happened, and what others did since would be undone.
         13 = Group { address: Address, user: Id, convo: ConversationName, change: GroupChange, },
+        /// Answered by `Channel` once the change is durable, or `Refused`. Not asked again in a
+        /// later session, like a change of a group.
+        30 = Channel {
+            address: Address,
+            user: Id,
+            convo: ConversationName,
+            change: ChannelChange,
+        },
     }
 }
 
@@ -236,6 +257,9 @@ wire_enum! {
         11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, first: u64, },
         12 = Conversations { to: u64, rows: Vec<Overview>, },
         13 = Group { to: u64, group: GroupState, },
+        30 = Channel { to: u64, convo: ConversationName, owner: Id, subscribers: u64, },
+        /// As `Refused`, for a limit that was hit; `retry_ms` 0: another time is no better.
+        31 = Limited { to: u64, code: Code, message: Id, limit: u64, retry_ms: u32, },
     }
 }
 
@@ -283,6 +307,8 @@ wire_enum! {
         11 = LoadMembers { convo: ConversationName, after: Bytes, },
         /// Answered by `Watermarks`.
         12 = LoadWatermarks { convo: ConversationName, },
+        /// Answered by `Channel`.
+        30 = LoadChannel { convo: ConversationName, },
     }
 }
 
@@ -326,6 +352,8 @@ wire_enum! {
             cursors: Vec<Cursor>,
             /// His rows in the groups where he is or was a member.
             groups: Vec<(ConversationName, Member)>,
+            /// The channels to which he is or was subscribed.
+            channels: Vec<(ConversationName, Subscription)>,
             next: Bytes,
         },
         7 = Found { to: u64, message: Option<Accepted>, },
@@ -339,6 +367,8 @@ wire_enum! {
         /// How far everybody in a group has come, and of its last messages seq and sender: the
         /// [`fingerprint`](super::fingerprint) of his name and no id.
         13 = Watermarks { to: u64, rows: Vec<Reached>, senders: Vec<(u64, u64)>, },
+        /// `None`: there is no such channel.
+        30 = Channel { to: u64, channel: Option<ChannelState>, subscribers: u64, },
     }
 }
 
@@ -387,7 +417,7 @@ impl FromStore {
             Granted { to, .. } | Resumed { to, .. } | Fenced { to, .. } | Durable { to, .. } => *to,
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
-            Members { to, .. } | Watermarks { to, .. } => *to,
+            Members { to, .. } | Watermarks { to, .. } | Channel { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

@@ -32,6 +32,11 @@ pub trait Outlet {
     /// session before, whose numbers mean other entries.
     fn submit(&mut self, peer: PeerId, entry: Vec<u8>) -> Result<u64, LinkFull>;
 
+    /// Whether so little is unacknowledged that what need not be said now may be said all the same.
+    fn has_room(&self, _peer: PeerId) -> bool {
+        true
+    }
+
     /// The effect of the peer's entry `number` is durable, or it was refused: the peer may forget
     /// it. Every entry received is to be answered once, notices when they were handled.
     fn answered(&mut self, peer: PeerId, number: u64);

@@ -85,6 +85,37 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A channel, but for its subscribers.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct ChannelState {
+        /// Counts its making and the changes of who may write: 1, 2, 3, ...
+        pub version: u64,
+        pub owner: Id,
+        /// Who may write beside the owner, by name.
+        pub admins: Vec<Id>,
+    }
+}
+
+wire_struct! {
+    /// What a user is to a channel.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Subscription {
+        /// The first message that he hears by himself; 1: he made the channel.
+        pub since: u64,
+        pub is_active: bool,
+        /// He asked for it, and is counted. The owner hears his channel without.
+        pub is_counted: bool,
+    }
+}
+
+impl Subscription {
+    /// Of who made the channel by the message `since`.
+    pub fn of_owner(since: u64) -> Subscription {
+        Subscription { since, is_active: true, is_counted: false }
+    }
+}
+
 impl Member {
     /// The present stay, or the last one.
     pub fn last_stay(&self) -> Stay {
@@ -169,6 +200,17 @@ wire_enum! {
         /// A group is made or its membership changes: the system message that says so, the group's
         /// version from here on, and whoever is concerned, whole rows.
         8 = Group { message: Message, version: u64, members: Vec<Member>, },
+        /// A channel is made, which subscribes its owner, or who may write in it changes: the
+        /// system message that says so, and all that is to be known but for subscribers.
+        30 = Channel { message: Message, channel: ChannelState, },
+        /// A user is subscribed to a channel from here on, or no longer: the whole row, and how
+        /// many are then counted.
+        31 = Subscription {
+            convo: ConversationName,
+            user: Id,
+            subscription: Subscription,
+            subscribers: u64,
+        },
     }
 }
 

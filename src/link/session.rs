@@ -90,6 +90,11 @@ impl Session {
         }
     }
 
+    /// Whether little is unacknowledged: what is said now waits behind not much.
+    pub fn has_room(&self) -> bool {
+        self.unacknowledged_size <= self.window_size / 16
+    }
+
     /// Queues an entry and returns its number.
     pub fn submit(&mut self, entry: Vec<u8>) -> Result<u64, LinkFull> {
         if self.unacknowledged_size + entry.len() > self.window_size {

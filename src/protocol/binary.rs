@@ -35,8 +35,11 @@ mod operation_type {
     pub const GROUP_ROLE: u8 = 0x0a;
     pub const GROUP_LEAVE: u8 = 0x0b;
     pub const GROUP_INFO: u8 = 0x0c;
+    pub const CHANNEL_CREATE: u8 = 0x0d;
+    pub const CHANNEL_SUBSCRIBE: u8 = 0x0e;
+    pub const CHANNEL_UNSUBSCRIBE: u8 = 0x0f;
     /// The first of `LATER`; the others follow.
-    pub const LATER_FIRST: u8 = 0x0d;
+    pub const LATER_FIRST: u8 = 0x10;
 }
 
 /// First bytes of messages to the client.
@@ -53,6 +56,7 @@ mod event_type {
     pub const BEHIND: u8 = 0x8a;
     pub const ERROR: u8 = 0x8b;
     pub const GROUP: u8 = 0x8c;
+    pub const CHANNEL: u8 = 0xbc;
 }
 
 /// Fields, by the names that they have in JSON. Even: a varint; odd: a length and bytes.
@@ -101,6 +105,7 @@ mod tag {
     pub const VERSION: u8 = 0x2c;
     pub const COUNT: u8 = 0x2e;
     pub const OF: u8 = 0x30;
+    pub const SUBSCRIBERS: u8 = 0x3c;
 }
 
 /// The `kind` of a system message.
@@ -158,6 +163,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             let members = frame.list(tag::MEMBERS, &names(&group.members));
             members.integer(tag::VERSION, group.version);
         }
+        Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let entries: Vec<Vec<u8>> = heads.iter().map(head_entry).collect();
             let mut frame = Frame::begin(out, event_type::SYNCED);
@@ -311,6 +317,9 @@ fn operation_name(kind: u8) -> Option<&'static str> {
         operation_type::GROUP_ROLE => "group.role",
         operation_type::GROUP_LEAVE => "group.leave",
         operation_type::GROUP_INFO => "group.info",
+        operation_type::CHANNEL_CREATE => "channel.create",
+        operation_type::CHANNEL_SUBSCRIBE => "channel.subscribe",
+        operation_type::CHANNEL_UNSUBSCRIBE => "channel.unsubscribe",
         other => {
             let index = other.checked_sub(operation_type::LATER_FIRST)?;
             LATER.get(usize::from(index))?
@@ -444,6 +453,13 @@ fn code_number(code: ErrorCode) -> u64 {
         ErrorCode::Unavailable => 9,
         ErrorCode::Internal => 10,
     }
+}
+
+fn channel(event: &Event, out: &mut Vec<u8>) {
+    let Event::Channel { reference, convo, owner, subscribers } = *event else { return };
+    let mut frame = Frame::begin(out, event_type::CHANNEL);
+    frame.reference(reference).text(tag::CONVO, convo).text(tag::OWNER, owner);
+    frame.integer(tag::SUBSCRIBERS, subscribers);
 }
 
 fn message_fields(message: &Message, out: &mut Vec<u8>) {

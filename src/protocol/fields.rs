@@ -9,7 +9,7 @@ use super::operation::{
     PAGE_COUNT_MAX, Rejected,
 };
 use crate::limits::BODY_SIZE_MAX;
-use crate::link::message::{GroupChange, Target, Watermark};
+use crate::link::message::{ChannelChange, GroupChange, Target, Watermark};
 use crate::link::record::{Body, ConversationName, Id};
 
 /// A field whose value both subprotocols write as text or as an integer.
@@ -76,6 +76,9 @@ pub(super) fn operation(name: &str, fields: &impl Fields) -> Result<Operation, F
         }
         "group.leave" => group(fields, GroupChange::Leave),
         "group.info" => group(fields, GroupChange::Info),
+        "channel.create" => channel(fields, ChannelChange::Create),
+        "channel.subscribe" => channel(fields, ChannelChange::Subscribe),
+        "channel.unsubscribe" => channel(fields, ChannelChange::Unsubscribe),
         other => match LATER.iter().find(|later| **later == other) {
             Some(later) => Ok(Operation::Later(later)),
             None => Err(UNKNOWN_OPERATION),
@@ -151,11 +154,20 @@ fn conversations(fields: &impl Fields) -> Result<Operation, Fault> {
 }
 
 fn group(fields: &impl Fields, change: GroupChange) -> Result<Operation, Fault> {
+    Ok(Operation::Group { convo: unreserved(fields)?, change })
+}
+
+fn channel(fields: &impl Fields, change: ChannelChange) -> Result<Operation, Fault> {
+    Ok(Operation::Channel { convo: unreserved(fields)?, change })
+}
+
+/// A name that a group or a channel may have.
+fn unreserved(fields: &impl Fields) -> Result<ConversationName, Fault> {
     let name = fields.text(Field::Convo);
     if name.is_some_and(|name| name.starts_with(conversation::DIRECT_PREFIX)) {
         return Err(RESERVED);
     }
-    Ok(Operation::Group { convo: convo(fields)?, change })
+    convo(fields)
 }
 
 fn members(fields: &impl Fields) -> Result<Vec<Id>, Fault> {

@@ -80,6 +80,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.names("admins", &group.admins).names("members", &group.members);
             frame.integer("version", group.version).end();
         }
+        Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
             frame.reference(reference).heads(heads).end();
@@ -376,6 +377,13 @@ fn watermark_text(watermark: Watermark) -> &'static str {
         Watermark::Delivered => "delivered",
         Watermark::Read => "read",
     }
+}
+
+fn channel(event: &Event, out: &mut Vec<u8>) {
+    let Event::Channel { reference, convo, owner, subscribers } = *event else { return };
+    let mut frame = Frame::begin(out, "channel");
+    frame.reference(reference).text("convo", convo).text("owner", owner);
+    frame.integer("subscribers", subscribers).end();
 }
 
 fn page_entry(message: &Message, out: &mut Vec<u8>) {

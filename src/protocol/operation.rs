@@ -6,7 +6,9 @@
 
 use crate::limits::{CONVERSATION_NAME_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
 pub use crate::link::message::Overview as Standing;
-use crate::link::message::{Code, GroupChange, GroupState, Tally, Target, Watermark};
+use crate::link::message::{
+    ChannelChange, Code, GroupChange, GroupState, Tally, Target, Watermark,
+};
 use crate::link::record::{Body, ConversationName, Id, Message};
 
 /// Every integer of the protocol but `mid` lies within plus and minus this: 2^53 - 1, what an IEEE
@@ -69,16 +71,18 @@ pub enum Operation {
         convo: ConversationName,
         change: GroupChange,
     },
+    /// A channel is made, or the user's subscription to it changes.
+    Channel {
+        convo: ConversationName,
+        change: ChannelChange,
+    },
     Ping,
     /// An operation of the protocol that this version knows by name only.
     Later(&'static str),
 }
 
 /// Operations that the protocol names and this version answers `unknown_op`.
-pub const LATER: [&str; 10] = [
-    "channel.create",
-    "channel.subscribe",
-    "channel.unsubscribe",
+pub const LATER: [&str; 7] = [
     "convo.set",
     "devices",
     "device.revoke",
@@ -213,6 +217,13 @@ pub enum Event<'a> {
     Group {
         reference: Option<i64>,
         group: &'a GroupState,
+    },
+    Channel {
+        reference: Option<i64>,
+        convo: &'a str,
+        owner: &'a str,
+        /// How many there are.
+        subscribers: u64,
     },
     Synced {
         reference: Option<i64>,

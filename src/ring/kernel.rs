@@ -18,6 +18,7 @@ mod listener;
 mod options;
 mod pool;
 mod sends;
+mod steering;
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ use sends::{Progress, Sends};
 pub use fault::{KERNEL_FLOOR, RingFault};
 pub use listener::{Listener, listen, probe_bind};
 pub use options::{Descriptors, RingOptions};
+pub use steering::{steer_by_hash, steer_by_processor};
 
 /// The kernel's own bound of a registered-file table.
 const SOCKETS_MAX: u64 = 1 << 20;

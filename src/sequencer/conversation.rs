@@ -6,13 +6,14 @@ use std::rc::Rc;
 use hashbrown::{HashMap, HashSet};
 
 use super::appender::Waiter;
+use super::channel::Channel;
 use super::group::Group;
 use super::inbox::Raise;
 use super::listing::PageAsked;
 use super::order::Send;
 use super::receipts::Receipts;
 use super::stream::{Asked, Named};
-use crate::link::message::{Accepted, GroupChange};
+use crate::link::message::{Accepted, ChannelChange, GroupChange};
 use crate::link::record::{Id, Message};
 
 /// Something that waits until the conversation is loaded, or until a look-up before it is done.
@@ -22,6 +23,7 @@ pub enum Task {
     Page(PageAsked),
     Sync(Id, Asked, Named),
     Group(Waiter, Id, GroupChange),
+    Channel(Waiter, Id, ChannelChange),
 }
 
 /// A send that has its place and is not durable yet.
@@ -51,6 +53,8 @@ pub struct Conversation {
     pub looked_up: Option<Option<Accepted>>,
     /// If it is one: as it durably is.
     pub group: Option<Group>,
+    /// The same.
+    pub channel: Option<Box<Channel>>,
     /// A change of its membership is on its way into the log; every task waits for it.
     pub is_changing: bool,
     /// Durable messages that wait for the loading to be fanned out.
@@ -64,6 +68,7 @@ impl Conversation {
     pub fn is_idle(&self) -> bool {
         let quiet = self.tasks.is_empty() && self.pending.is_empty() && self.fans.is_empty();
         let quiet = quiet && !self.is_changing;
+        let quiet = quiet && self.channel.as_ref().is_none_or(|channel| channel.is_idle());
         let quiet = quiet && self.receipts.as_ref().is_none_or(|receipts| receipts.is_idle());
         self.loaded && quiet && !self.looking_up && self.looked_up.is_none()
     }

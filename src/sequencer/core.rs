@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::appender::{Appender, Decided, Waiter};
+use super::audience::Channels;
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
 use super::fanout::Fanout;
+use super::limits::{CODES, LimitOptions, Limits};
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
@@ -47,6 +49,8 @@ pub struct Counters {
     pub accepted_total: u64,
     pub duplicates_total: u64,
     pub refused_total: u64,
+    /// In the order of [`CODES`].
+    pub refused_by_code: [u64; CODES.len()],
     pub delivered_total: u64,
     pub backlog_messages_total: u64,
     pub receipts_total: u64,
@@ -55,6 +59,10 @@ pub struct Counters {
     pub replaced_total: u64,
     /// Groups made, and changes of membership.
     pub group_changes_total: u64,
+    /// Channels made, changes of who may write, subscriptions begun and ended.
+    pub channel_changes_total: u64,
+    /// Live pushes to listeners of a channel that its rate left out.
+    pub channel_pushes_left_out_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
     pub evicted_total: u64,
     /// Entries of a peer that could not be decoded.
@@ -97,9 +105,11 @@ pub struct Sequencer {
     pub(super) edges: BTreeMap<PeerId, Edge>,
     lives: u64,
     pub(super) fanout: Fanout,
+    pub(super) channels: Channels,
     pub(super) gathered: Gathered,
     pub(super) receipts_due: Due,
     pub(super) budget: Budget,
+    pub(super) limits: Limits,
     pub(super) residents: Residents,
     pub(super) sessions_counter: u64,
     /// Catchings-up of all sessions in this life.
@@ -141,9 +151,11 @@ impl Sequencer {
             edges: BTreeMap::new(),
             lives: 0,
             fanout: Fanout::default(),
+            channels: Channels::default(),
             gathered: Gathered::default(),
             receipts_due: Due::default(),
             budget,
+            limits: Limits::new(LimitOptions::default()),
             residents: Residents::default(),
             sessions_counter: 0,
             streams_counter: 0,
@@ -192,9 +204,11 @@ impl Sequencer {
         }
         if self.appender.is_some() {
             self.advance_fanout(out);
+            self.push_channels(out);
             self.tell_receipts(out);
             self.flush_gathered();
             self.keep_budget();
+            self.limits.expire(now.monotonic_us);
             self.cut_batch(out);
         }
         self.requests.flush(self.store, now.monotonic_us, out);
@@ -228,6 +242,7 @@ impl Sequencer {
         }
         let gathers = !self.gathered.rows.is_empty();
         let flush_us = gathers.then_some(self.gathered.since_us + GATHER_US);
+        let max_us = self.channels.wait_us().map_or(max_us, |wait_us| wait_us.min(max_us));
         let due_us = flush_us.into_iter().chain(self.receipts_due.first_us()).min();
         due_us.map_or(max_us, |due| due.saturating_sub(self.now.monotonic_us).clamp(1, max_us))
     }
@@ -245,7 +260,7 @@ impl Sequencer {
     }
 
     pub(super) fn refuse(&mut self, waiter: Waiter, code: Code, why: &str, out: &mut dyn Outlet) {
-        self.counters.refused_total += 1;
+        self.count_refusal(code);
         let retry_ms = if code == Code::Unavailable { RETRY_MS } else { 0 };
         let refused = ToEdge::Refused { to: waiter.number, code, message: why.into(), retry_ms };
         self.answer(waiter, refused, out);
@@ -324,6 +339,9 @@ impl Sequencer {
             ) => self.conversation_loaded(convo, head, fingerprints, complete, out),
             (answer @ FromStore::Members { .. }, Purpose::Members(convo)) => {
                 self.members_loaded(convo, answer, out);
+            }
+            (answer @ FromStore::Channel { .. }, Purpose::Channel(convo)) => {
+                self.channel_loaded(&convo, answer, out);
             }
             (answer @ FromStore::Watermarks { .. }, Purpose::Watermarks(convo)) => {
                 self.watermarks_loaded(&convo, answer);
@@ -407,6 +425,13 @@ impl Sequencer {
             Record::Group { message, version, members } => {
                 self.group_durable(message, *version, members, &decided.waiters, out);
             }
+            Record::Channel { message, channel } => {
+                self.channel_durable(message, channel, &decided.waiters, out);
+            }
+            Record::Subscription { convo, user, subscription, subscribers } => {
+                let (place, waiters) = ((convo, user), &decided.waiters);
+                self.subscription_durable(place, *subscription, *subscribers, waiters, out);
+            }
             Record::Cursors { cursors } => {
                 cursors.iter().for_each(|cursor| self.cursor_durable(cursor));
                 for waiter in &decided.waiters {
@@ -447,6 +472,7 @@ impl Sequencer {
         for user in edge.held.into_users() {
             self.forget_sessions_at(&user, peer);
         }
+        self.channels.drop_peer(peer);
         if self.appender.is_some() {
             self.note_edge(edge.name, false);
         }
@@ -481,6 +507,9 @@ impl Sequencer {
             }
             ToSequencer::Group { user, convo, change, .. } => {
                 self.group(waiter, user, convo, change, out);
+            }
+            ToSequencer::Channel { user, convo, change, .. } => {
+                self.channel(waiter, user, convo, change, out);
             }
             ToSequencer::Retold => {
                 if let Some(edge) = self.edges.get(&peer) {

@@ -163,6 +163,11 @@ impl Fanout {
         waits && !self.is_paused(now_us)
     }
 
+    /// The record became durable in this life: whoever sent the message was told so.
+    pub fn is_fresh(&self, lsn: u64) -> bool {
+        lsn > self.read_upto
+    }
+
     /// The last position that is logged, or on its way into the log.
     pub fn logged(&self) -> u64 {
         self.logged
@@ -405,7 +410,9 @@ impl Sequencer {
     fn consume(&mut self, lsn: u64, record: Record, out: &mut dyn Outlet) {
         self.fanout.consumed = lsn;
         match record {
-            Record::Message { message } | Record::Group { message, .. } => {
+            Record::Message { message }
+            | Record::Group { message, .. }
+            | Record::Channel { message, .. } => {
                 self.fanout.meaningful = lsn;
                 let place = Some((message.convo.clone(), message.seq));
                 let message = Rc::new(message);
@@ -424,7 +431,7 @@ impl Sequencer {
                     self.with_user(cursor.user, Task::Risen(lsn, cursor.convo), out);
                 }
             }
-            Record::Device { .. } | Record::FannedOut { .. } => {}
+            Record::Device { .. } | Record::FannedOut { .. } | Record::Subscription { .. } => {}
             Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

@@ -57,7 +57,7 @@ impl Sequencer {
     }
 
     /// The user is loaded: his conversations are the direct ones of any of his devices, and the
-    /// groups in which he is, by name.
+    /// groups in which he is, and the channels to which he is subscribed, by name.
     pub(super) fn list(
         &mut self,
         user: &Id,
@@ -77,6 +77,9 @@ impl Sequencer {
         let groups = entry.groups.range::<str, _>((start, Bound::Unbounded));
         let present = groups.filter(|(_, member)| member.is_in());
         names.extend(present.take(limit as usize).map(|(convo, _)| convo));
+        let channels = entry.channels.range::<str, _>((start, Bound::Unbounded));
+        let heard = channels.filter(|(_, row)| row.is_active);
+        names.extend(heard.take(limit as usize).map(|(convo, _)| convo));
         let convos: Vec<ConversationName> =
             names.into_iter().take(limit as usize).cloned().collect();
         if convos.is_empty() {

@@ -59,6 +59,14 @@ impl Sequencer {
         change: &GroupChange,
         out: &mut dyn Outlet,
     ) {
+        let entry = self.conversations.get(convo).expect("its tasks are being run");
+        if entry.channel.is_some() {
+            return self.change_roles(convo, waiter, user, change, out);
+        }
+        let is_new = entry.group.is_none() && matches!(change, GroupChange::Create { .. });
+        if is_new && !self.may_own_more(&user, waiter, out) {
+            return;
+        }
         let (lsn, fanned_out) = (self.appender().next_lsn(), self.fanout.logged());
         let entry = self.conversations.get_mut(convo).expect("its tasks are being run");
         let place = Place { seq: entry.head + 1, lsn, fanned_out };
@@ -69,6 +77,9 @@ impl Sequencer {
             Ok(Some(step)) => {
                 entry.head = place.seq;
                 entry.is_changing = true;
+                if is_new && let Some(owner) = self.users.get_mut(&user) {
+                    owner.owning += 1;
+                }
                 let Identity { mid, ts } = self.next_identity();
                 let message = Message {
                     convo: convo.clone(),
@@ -97,6 +108,11 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let convo = &message.convo;
+        if version == 1
+            && let Some(owner) = self.users.get_mut(&message.from)
+        {
+            owner.owning -= 1;
+        }
         for member in members {
             if let Some(user) = self.users.get_mut(&member.user) {
                 user.note_group(convo.clone(), member.clone());
@@ -138,10 +154,19 @@ impl Sequencer {
             let ask = ToStore::LoadMembers { convo: convo.clone(), after: next };
             return self.ask(ask, Purpose::Members(convo), out);
         }
+        if entry.group.is_none() {
+            let ask = ToStore::LoadChannel { convo: convo.clone() };
+            return self.ask(ask, Purpose::Channel(convo), out);
+        }
         entry.loaded = true;
-        self.run_fans(&convo, out);
-        self.take_risen(&convo);
-        self.run_conversation(&convo, out);
+        self.members_at_hand(&convo, out);
+    }
+
+    /// Everything of the conversation is loaded: what waited for it goes on.
+    pub(super) fn members_at_hand(&mut self, convo: &ConversationName, out: &mut dyn Outlet) {
+        self.run_fans(convo, out);
+        self.take_risen(convo);
+        self.run_conversation(convo, out);
     }
 
     /// What a user is to a conversation that is loaded.
@@ -151,7 +176,15 @@ impl Sequencer {
             let is_member = super::order::is_member(convo, user);
             return if is_member { Standing::Member { joined } } else { Standing::Stranger };
         }
-        let group = self.conversations.get(convo).and_then(|entry| entry.group.as_ref());
+        let entry = self.conversations.get(convo);
+        if let Some(channel) = entry.and_then(|entry| entry.channel.as_ref()) {
+            let hears = self.users.get(user).is_some_and(|entry| entry.hears(convo));
+            let is_member = hears || channel.is_run_by(user);
+            // All of them read the whole log.
+            let joined = 1;
+            return if is_member { Standing::Member { joined } } else { Standing::Stranger };
+        }
+        let group = entry.and_then(|entry| entry.group.as_ref());
         let Some(group) = group else { return Standing::Nowhere };
         match group.member(user).map(Member::last_stay) {
             None => Standing::Stranger,
@@ -191,6 +224,12 @@ impl Sequencer {
             && entry.loaded
             && let Some((lsn, message)) = entry.fans.pop_front()
         {
+            if entry.channel.is_some() {
+                self.fanout.resolve(lsn, 0);
+                let was_told = self.fanout.is_fresh(lsn);
+                self.fan_to_channel(message, was_told);
+                continue;
+            }
             let group = entry.group.as_mut();
             let audience = group.map_or_else(Rc::default, |group| group.audience(message.seq));
             self.fanout.resolve(lsn, audience.len());

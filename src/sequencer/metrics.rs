@@ -1,6 +1,7 @@
 //! The sequencer's counters on the metrics page.
 
 use super::core::Sequencer;
+use super::limits::CODES;
 use crate::admin::{Counter, Gauge, PublishedLatency, Registry};
 use crate::link::host::LinkCounters;
 
@@ -8,7 +9,8 @@ use crate::link::host::LinkCounters;
 pub struct Metrics {
     accepted: Counter,
     duplicates: Counter,
-    refused: Counter,
+    refused: [Counter; CODES.len()],
+    limited_keys: Gauge,
     delivered: Counter,
     backlog: Counter,
     receipts: Counter,
@@ -16,6 +18,7 @@ pub struct Metrics {
     acknowledgements: Counter,
     replaced: Counter,
     group_changes: Counter,
+    channels: ChannelMetrics,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -41,7 +44,11 @@ impl Metrics {
                 "aldis_messages_duplicate_total",
                 "Sends that repeated an accepted one and got its first answer",
             ),
-            refused: counter("aldis_operations_refused_total", "Operations answered by an error"),
+            refused: refusals(registry),
+            limited_keys: registry.gauge(
+                "aldis_limited_keys",
+                "Users and conversations whose rate limits are not full",
+            ),
             delivered: counter(
                 "aldis_messages_pushed_total",
                 "Live messages handed to edges, one per device",
@@ -61,6 +68,7 @@ impl Metrics {
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
             ),
+            channels: ChannelMetrics::new(registry),
             evicted: counter(
                 "aldis_evicted_total",
                 "Conversations and users dropped from memory to stay within the budget",
@@ -88,16 +96,8 @@ impl Metrics {
                 "aldis_link_violations_total",
                 "Link connections cut for breaking the protocol; must stay 0",
             ),
-            send: PublishedLatency::new(
-                registry,
-                "aldis_sequencer_send_seconds",
-                "From the arrival of a send at the sequencer until its answer",
-            ),
-            append: PublishedLatency::new(
-                registry,
-                "aldis_sequencer_append_seconds",
-                "From the cut of a batch until the store's answer",
-            ),
+            send: send_latency(registry),
+            append: append_latency(registry),
         }
     }
 
@@ -106,7 +106,10 @@ impl Metrics {
         let counters = &logic.counters;
         self.accepted.set(counters.accepted_total);
         self.duplicates.set(counters.duplicates_total);
-        self.refused.set(counters.refused_total);
+        for (refused, total) in self.refused.iter().zip(counters.refused_by_code) {
+            refused.set(total);
+        }
+        self.limited_keys.set(logic.limits.len() as _);
         self.delivered.set(counters.delivered_total);
         self.backlog.set(counters.backlog_messages_total);
         self.receipts.set(counters.receipts_total);
@@ -114,6 +117,7 @@ impl Metrics {
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
+        self.channels.publish(logic);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);
@@ -125,5 +129,54 @@ impl Metrics {
         self.link_violations.set(links.violations_total);
         self.send.publish(&logic.latencies.send, now_us);
         self.append.publish(&logic.latencies.append, now_us);
+    }
+}
+
+fn refusals(registry: &Registry) -> [Counter; CODES.len()] {
+    CODES.map(|(_, code)| {
+        let help = "Operations answered by an error, by its code";
+        registry.counter_with("aldis_operations_refused_total", help, &[("code", code)])
+    })
+}
+
+fn send_latency(registry: &Registry) -> PublishedLatency {
+    let help = "From the arrival of a send at the sequencer until its answer";
+    PublishedLatency::new(registry, "aldis_sequencer_send_seconds", help)
+}
+
+fn append_latency(registry: &Registry) -> PublishedLatency {
+    let help = "From the cut of a batch until the store's answer";
+    PublishedLatency::new(registry, "aldis_sequencer_append_seconds", help)
+}
+
+/// What concerns channels alone.
+struct ChannelMetrics {
+    changes: Counter,
+    left_out: Counter,
+    listeners: Gauge,
+}
+
+impl ChannelMetrics {
+    fn new(registry: &Registry) -> ChannelMetrics {
+        ChannelMetrics {
+            changes: registry.counter(
+                "aldis_channel_changes_total",
+                "Channels made, changes of who writes, subscriptions begun and ended, durable",
+            ),
+            left_out: registry.counter(
+                "aldis_channel_pushes_left_out_total",
+                "Live pushes to subscribers of channels that the rate did not let pass",
+            ),
+            listeners: registry.gauge(
+                "aldis_channel_listeners",
+                "Sessions that hear a channel, once for each channel",
+            ),
+        }
+    }
+
+    fn publish(&mut self, logic: &Sequencer) {
+        self.changes.set(logic.counters.channel_changes_total);
+        self.left_out.set(logic.counters.channel_pushes_left_out_total);
+        self.listeners.set(logic.channels.listener_count() as _);
     }
 }

@@ -3,12 +3,15 @@
 //! durable.
 
 pub mod appender;
+mod audience;
 pub mod budget;
+mod channel;
 mod conversation;
 pub mod core;
 mod fanout;
 mod group;
 mod inbox;
+pub mod limits;
 mod listing;
 mod membership;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::limits::LimitOptions;
 use crate::admin::AdminOptions;
 
 /// Everything that `sequencer::run` needs. Not `Debug`: it holds the link's secret.
@@ -15,5 +16,6 @@ pub struct SequencerOptions {
     pub store: SocketAddr,
     /// The shared secret of the link's hello, at least 32 bytes.
     pub secret: Vec<u8>,
+    pub limits: LimitOptions,
     pub admin: AdminOptions,
 }

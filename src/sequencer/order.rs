@@ -143,6 +143,7 @@ impl Sequencer {
             && let Some(task) = entry.tasks.pop_front()
         {
             let looked_up = entry.looked_up.take();
+            let Some(task) = self.ready_task(convo, task, out) else { continue };
             match task {
                 Task::Send(waiter, send) => self.order(convo, waiter, send, looked_up, out),
                 Task::Raise(user, raise) => self.raise_checked(user, raise, out),
@@ -150,6 +151,9 @@ impl Sequencer {
                 Task::Sync(user, asked, named) => self.sync(user, asked, Some(named), out),
                 Task::Group(waiter, user, change) => {
                     self.change_group(convo, waiter, user, &change, out);
+                }
+                Task::Channel(waiter, user, change) => {
+                    self.change_channel(convo, waiter, user, change, out);
                 }
             }
         }
@@ -196,7 +200,13 @@ impl Sequencer {
         send: Send,
         out: &mut dyn Outlet,
     ) {
-        if self.check_member(convo, &send.user, waiter, out).is_none() {
+        let entry = self.conversations.get(convo).expect("its tasks are being run");
+        if entry.channel.as_ref().is_some_and(|channel| !channel.is_run_by(&send.user)) {
+            return self.refuse_speaker(convo, send.user, waiter, out);
+        }
+        if self.check_member(convo, &send.user, waiter, out).is_none()
+            || !self.is_within_limits(convo, &send.user, waiter, out)
+        {
             return;
         }
         let Identity { mid, ts } = self.next_identity();

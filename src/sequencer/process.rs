@@ -101,6 +101,7 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
         options.store,
         Budget::default(),
     );
+    process.logic.set_limits(options.limits);
     tracing::info!(listen = %options.listen, store = %options.store, "sequencer starts");
     health.set_failing("no epoch yet: the store has not answered");
     let (mut whole, mut link) = (health.part(""), health.part("link to the store"));

@@ -270,6 +270,14 @@ impl Sequencer {
         let now_us = self.now.monotonic_us;
         let entry = self.conversations.get_mut(convo).filter(|entry| entry.loaded);
         let Some(entry) = entry else { return };
+        // A channel has no receipts: nobody is told how far its subscribers have come.
+        if entry.channel.is_some() {
+            let receipts = entry.receipts.take();
+            for risen in receipts.into_iter().flat_map(|receipts| receipts.waiting) {
+                self.fanout.told_one(risen.lsn);
+            }
+            return;
+        }
         let Some(receipts) = entry.receipts.as_mut() else { return };
         if !receipts.loaded {
             if !std::mem::replace(&mut receipts.asked, true) {

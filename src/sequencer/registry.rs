@@ -20,6 +20,8 @@ struct Resting {
     number: SessionNumber,
     peer: PeerId,
     manual: bool,
+    /// It hears a channel: whoever ends it loads its user.
+    listens: bool,
 }
 
 /// See the module.
@@ -31,10 +33,11 @@ pub(super) struct Registry {
 impl Registry {
     /// Takes the sessions of a user who leaves memory.
     pub fn rest(&mut self, user: Id, left: User) {
+        let listens = left.listens();
         let sessions = left.devices.into_iter().filter_map(|(device, kept)| {
             let session = kept.session?;
             let Session { peer, address, number, manual, .. } = *session;
-            Some(Resting { device: (*device).into(), address, number, peer, manual })
+            Some(Resting { device: (*device).into(), address, number, peer, manual, listens })
         });
         let sessions: Box<[Resting]> = sessions.collect();
         if !sessions.is_empty() {
@@ -44,6 +47,11 @@ impl Registry {
 
     pub fn contains(&self, user: &Id) -> bool {
         self.users.contains_key(user)
+    }
+
+    pub fn listens(&self, user: &Id) -> bool {
+        let sessions = self.users.get(user).into_iter().flatten();
+        sessions.into_iter().any(|session| session.listens)
     }
 
     /// Drops those of the user's sessions that `gone` names.
@@ -100,7 +108,7 @@ impl Sequencer {
     /// The user has come into memory: his sessions stand in their devices again.
     pub(super) fn wake_sessions(&mut self, user: &Id) {
         for resting in self.registry.users.remove(user).into_iter().flatten() {
-            let Resting { device, address, number, peer, manual } = resting;
+            let Resting { device, address, number, peer, manual, .. } = resting;
             let stream = self.next_stream();
             let session = Session::new(peer, address, number, manual, stream);
             let owner = self.users.get_mut(user).expect("loaded by the caller");

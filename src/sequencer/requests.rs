@@ -19,6 +19,8 @@ pub enum Purpose {
     Conversation(ConversationName),
     /// A piece of a group's members.
     Members(ConversationName),
+    /// A channel.
+    Channel(ConversationName),
     /// How far a group's members have come.
     Watermarks(ConversationName),
     User(Id),

@@ -56,7 +56,7 @@ impl Sequencer {
                 self.with_user(user, Task::Confirm(confirmed), out);
             }
             ToSequencer::Close { address, session, user, .. }
-                if !self.users.contains_key(&user) =>
+                if !self.users.contains_key(&user) && !self.registry.listens(&user) =>
             {
                 self.close_resting(&user, address, session);
                 self.release(waiter.peer, address, &user);
@@ -92,13 +92,17 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, next, .. } = answer else { return };
+        let FromStore::User { devices, cursors, groups, channels, next, .. } = answer else {
+            return;
+        };
         let complete = next.is_empty();
         let entry = self.users.entry(user.clone()).or_default();
         groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
+        entry.channels.extend(channels);
         entry.load(devices, &cursors, complete);
         if complete {
             self.wake_sessions(&user);
+            self.wake_listeners(&user);
             self.run_user(&user, out);
         } else {
             let ask = ToStore::LoadUser { user: user.clone(), after: next };
@@ -118,6 +122,13 @@ impl Sequencer {
                 Task::Raise(raise) => self.raise(user, raise, out),
                 Task::Sync(asked, due) => self.sync_loaded(user, asked, due, out),
                 Task::List { waiter, after, limit } => self.list(user, waiter, after, limit, out),
+                Task::SyncNamed(asked, named) => {
+                    self.sync(user.clone(), asked, Some(named), out);
+                }
+                Task::Again(convo, task) => self.with_conversation(convo, *task, out),
+                Task::Speak(waiter, convo) => {
+                    self.refuse_loaded_speaker(&convo, user, waiter, out);
+                }
                 Task::Room(retired, stream) => self.room(user, &retired, stream, out),
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
@@ -237,8 +248,10 @@ impl Sequencer {
         let owner = owner.expect("entered above");
         let session = Session::new(waiter.peer, address, number, manual, stream);
         owner.session = Some(Box::new(session));
+        self.listen_all(user, &device);
         if !manual {
             self.catch_up(user, &device, None, out);
+            self.turn_idle_live(user, &device);
         }
     }
 
@@ -278,6 +291,10 @@ impl Sequencer {
             return;
         }
         owner.session = None;
+        self.stop_listening_all(user, device);
+        let Some(owner) = self.users.get(user).and_then(|user| user.devices.get(device)) else {
+            return;
+        };
         let behind = owner.cursors.iter().filter(|(_, c)| c.marker == 0 && c.is_behind());
         let behind: Vec<ConversationName> = behind.map(|(convo, _)| convo.clone()).collect();
         behind.iter().for_each(|convo| self.mark(user, device, convo));

@@ -112,6 +112,7 @@ impl World {
                     to,
                     devices: Vec::new(),
                     cursors: Vec::new(),
+                    channels: Vec::new(),
                     groups: Vec::new(),
                     next: Bytes::new(),
                 },

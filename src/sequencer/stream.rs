@@ -5,7 +5,9 @@
 //! turns live once everything fanned out has been pushed. So live never overtakes backlog, and
 //! nothing is skipped.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
@@ -80,7 +82,8 @@ pub struct Session {
     pub number: SessionNumber,
     /// Nothing is pushed before the first `sync`.
     pub manual: bool,
-    stream: u64,
+    /// Counts its catchings-up; what hears channels for it reads the same.
+    stream: Rc<Cell<u64>>,
     positions: BTreeMap<ConversationName, Position>,
     requests: VecDeque<Request>,
     /// The conversation being read for the first request, and what was fanned out when it was
@@ -101,6 +104,14 @@ struct Lag {
     stream: u64,
     /// What was pushed of each conversation before the first drop.
     pushed_upto: BTreeMap<ConversationName, u64>,
+}
+
+impl Lag {
+    /// The connection was given the conversation up to here, at most.
+    fn note(&mut self, convo: &ConversationName, pushed_upto: u64) {
+        let lowest = self.pushed_upto.entry(convo.clone()).or_insert(pushed_upto);
+        *lowest = pushed_upto.min(*lowest);
+    }
 }
 
 /// What a live message means for a session.
@@ -129,7 +140,7 @@ impl Session {
             address,
             number,
             manual,
-            stream,
+            stream: Rc::new(Cell::new(stream)),
             positions: BTreeMap::new(),
             requests: VecDeque::new(),
             reading: None,
@@ -139,7 +150,23 @@ impl Session {
     }
 
     pub fn target(&self) -> PushTarget {
-        PushTarget { address: self.address, session: self.number, stream: self.stream }
+        PushTarget { address: self.address, session: self.number, stream: self.stream.get() }
+    }
+
+    pub fn shared_stream(&self) -> Rc<Cell<u64>> {
+        self.stream.clone()
+    }
+
+    /// Whether the connection fell behind, and its queue has not drained yet: then it will catch up
+    /// with the conversation too, from here on.
+    pub fn note_behind(&mut self, convo: &ConversationName, pushed_upto: u64) -> bool {
+        self.lag.iter_mut().for_each(|lag| lag.note(convo, pushed_upto));
+        self.lag.is_some()
+    }
+
+    /// It is catching up with the conversation.
+    pub fn catches_up(&self, convo: &str) -> bool {
+        self.positions.get(convo).is_some_and(|position| position.catching)
     }
 
     /// Decides about a live message; `delivered` is the device's cursor. Counts it as pushed if so.
@@ -147,7 +174,7 @@ impl Session {
         if self.manual {
             return Live::Skip;
         }
-        let stream = self.stream;
+        let stream = self.stream.get();
         let start = Position { pushed_upto: delivered, catching: false, stream };
         let position = self.positions.entry(convo.clone()).or_insert(start);
         if position.catching || seq <= position.pushed_upto {
@@ -192,10 +219,9 @@ impl Session {
     }
 
     fn begin(&mut self, request: Request, stream: u64) {
-        self.stream = stream;
+        self.stream.set(stream);
         for (convo, pushed_upto) in &request.due {
-            let position =
-                Position { pushed_upto: *pushed_upto, catching: true, stream: self.stream };
+            let position = Position { pushed_upto: *pushed_upto, catching: true, stream };
             self.positions.insert(convo.clone(), position);
         }
         self.requests.push_back(request);
@@ -218,6 +244,18 @@ impl Sequencer {
         while let Some((convo, seq)) = named.unchecked.pop_front() {
             if let Err((code, why)) = check_access(&convo, &user) {
                 return self.refuse(asked.waiter, code, why, out);
+            }
+            if self.is_unsure_of(&convo, &user) {
+                named.unchecked.push_front((convo.clone(), seq));
+                return match self.has_user(&user) {
+                    // A subscription is on its way into the log: it waits there.
+                    true => self.with_conversation(
+                        convo,
+                        ConversationTask::Sync(user, asked, named),
+                        out,
+                    ),
+                    false => self.with_user(user, Task::SyncNamed(asked, named), out),
+                };
             }
             let loaded = self.conversations.get(&convo).filter(|entry| entry.loaded);
             let Some(head) = loaded.map(|entry| entry.durable_head) else {
@@ -258,7 +296,11 @@ impl Sequencer {
         let session = self.session(user, &device);
         let first = session.is_some_and(|session| std::mem::take(&mut session.manual));
         let Some(due) = due else {
-            return self.catch_up(user, &device, Some(waiter), out);
+            self.catch_up(user, &device, Some(waiter), out);
+            if first {
+                self.turn_idle_live(user, &device);
+            }
+            return;
         };
         let mut rest = if first { self.behind(user, &device) } else { VecDeque::new() };
         rest.retain(|(convo, _)| due.iter().all(|(named, _)| named != convo));
@@ -267,6 +309,9 @@ impl Sequencer {
         // has never heard of it, follows by itself, as it would have without `?sync=manual`.
         if !rest.is_empty() {
             self.stream(user, &device, Request { reply: None, due: rest, heads: vec![] }, out);
+        }
+        if first {
+            self.turn_idle_live(user, &device);
         }
     }
 
@@ -306,6 +351,7 @@ impl Sequencer {
                 let due = lag.pushed_upto.into_iter().collect();
                 session.begin(Request { reply: None, due, heads: Vec::new() }, later);
             }
+            self.hold_catching(user, &named.device);
             self.pump(user, &named.device, out);
         }
     }
@@ -323,6 +369,9 @@ impl Sequencer {
         if !self.has_session(user, named) {
             return;
         }
+        if self.is_caught_since((user, &named.device), &convo, stream) {
+            return;
+        }
         let next_stream = self.next_stream();
         let Some(session) = self.session(user, &named.device) else { return };
         let position = session.positions.get(&convo);
@@ -336,9 +385,14 @@ impl Sequencer {
             *lowest = pushed_upto.min(*lowest);
             return;
         }
-        session.stream = next_stream;
+        session.stream.set(next_stream);
         let pushed_upto = BTreeMap::from([(convo, pushed_upto)]);
-        session.lag = Some(Lag { stream: session.stream, pushed_upto });
+        session.lag = Some(Lag { stream: next_stream, pushed_upto });
+        let channels = self.hold_behind(user, &named.device);
+        let Some(session) = self.session(user, &named.device) else { return };
+        for (convo, upto) in channels {
+            session.note_behind(&convo, upto);
+        }
         let (peer, target) = (session.peer, session.target());
         let empty = ToEdge::Backlog { target, messages: Vec::new(), wants_room: true };
         self.say(peer, empty, out);
@@ -370,6 +424,12 @@ impl Sequencer {
         if position.stream != stream {
             return self.pump(user, device, out);
         }
+        if self.has_unsubscribed(user, convo) {
+            self.finish_conversation(user, device, convo);
+            return self.pump(user, device, out);
+        }
+        let Some(session) = self.session(user, device) else { return };
+        let Some(position) = session.positions.get_mut(convo) else { return };
         let Some(last) = messages.last() else {
             // Nothing there. What was fanned out before the question should have been; what was
             // fanned out since takes another read.
@@ -413,13 +473,15 @@ impl Sequencer {
         let owner = self.users.get(user).and_then(|user| user.devices.get(device));
         let cursors = owner.into_iter().flat_map(|device| &device.cursors);
         let behind = cursors.filter(|(_, cursor)| cursor.is_behind());
-        behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered)).collect()
+        let behind = behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered));
+        behind.chain(self.channels_behind(user, device)).collect()
     }
 
     fn stream(&mut self, user: &Id, device: &Id, request: Request, out: &mut dyn Outlet) {
         let stream = self.next_stream();
         if let Some(session) = self.session(user, device) {
             session.begin(request, stream);
+            self.hold_catching(user, device);
             self.pump(user, device, out);
         }
     }
@@ -440,7 +502,7 @@ impl Sequencer {
                 self.finish_request(user, device, out);
                 continue;
             };
-            if self.is_live(user, device, &convo) {
+            if self.is_live(user, device, &convo) || self.has_unsubscribed(user, &convo) {
                 self.finish_conversation(user, device, &convo);
                 continue;
             }
@@ -457,6 +519,9 @@ impl Sequencer {
     }
 
     fn fanned(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+        if self.is_channel_of(user, convo) {
+            return self.channels.fanned(convo);
+        }
         let owner = self.users.get(user).and_then(|user| user.devices.get(device));
         owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
@@ -482,7 +547,7 @@ impl Sequencer {
         };
         // An earlier request for the same conversation may have ended since: what was live for
         // that while, or acknowledged and forgotten, catches up again.
-        let stream = session.stream;
+        let stream = session.stream.get();
         let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
         let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
         position.catching = true;
@@ -499,19 +564,32 @@ impl Sequencer {
     }
 
     fn finish_conversation(&mut self, user: &Id, device: &Id, convo: &ConversationName) {
+        let is_channel = self.is_channel_of(user, convo);
         let Some(session) = self.session(user, device) else {
             return;
         };
         let Some(position) = session.positions.get_mut(convo) else {
             return;
         };
+        let upto = position.pushed_upto;
         if let Some(request) = session.requests.front_mut() {
-            request.due.pop_front();
-            request.heads.push((convo.clone(), position.pushed_upto));
+            let start = request.due.pop_front().map(|(_, start)| start);
+            // Whether it is behind in a channel is found out by looking.
+            if !is_channel || request.reply.is_some() || start != Some(upto) {
+                request.heads.push((convo.clone(), upto));
+            }
         }
         // A later request may have it before it still, and reads it again.
         let mut due = session.requests.iter().flat_map(|request| &request.due);
         position.catching = due.any(|(due, _)| due == convo);
+        if !is_channel || position.catching {
+            return;
+        }
+        // Where it stands in a channel is kept with those who hear it.
+        session.positions.remove(convo);
+        if !session.note_behind(convo, upto) {
+            self.turn_live(user, device, convo, upto);
+        }
     }
 
     fn finish_request(&mut self, user: &Id, device: &Id, out: &mut dyn Outlet) {

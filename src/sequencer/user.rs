@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use super::appender::Waiter;
+use super::conversation::Task as ConversationTask;
 use super::inbox::Raise;
 use super::sessions::{Confirmed, Retired};
-use super::stream::{Asked, Session};
+use super::stream::{Asked, Named, Session};
 use crate::link::message::{Tally, Watermark};
-use crate::link::record::{ConversationName, Cursor, Id, Member, Message, Stay};
+use crate::link::record::{
+    ConversationName, Cursor, GroupRole, Id, Member, Message, Stay, Subscription,
+};
 
 /// The pseudo-device of a user who never connected: it holds his marker until the first device
 /// inherits it. No real device has an empty id.
@@ -21,6 +24,12 @@ pub enum Task {
     Close(Retired),
     Raise(Raise),
     Sync(Asked, Option<VecDeque<(ConversationName, u64)>>),
+    /// The conversation's task needs this user.
+    Again(ConversationName, Box<ConversationTask>),
+    /// He wants to write in a channel that others run.
+    Speak(Waiter, ConversationName),
+    /// A `sync` of these, of which one is a channel.
+    SyncNamed(Asked, Named),
     List {
         waiter: Waiter,
         after: Option<ConversationName>,
@@ -127,6 +136,12 @@ pub struct User {
     pub told: BTreeMap<ConversationName, (u64, u64)>,
     /// His rows in the groups where he is or was, as they durably are.
     pub groups: BTreeMap<ConversationName, Member>,
+    /// The channels to which he is or was subscribed, as it durably is.
+    pub channels: BTreeMap<ConversationName, Subscription>,
+    /// Groups and channels that he makes, on their way into the log.
+    pub owning: u64,
+    /// Changes of his subscriptions on their way into the log.
+    pub subscribing: u64,
 }
 
 impl User {
@@ -138,6 +153,7 @@ impl User {
             known && rests && device.cursors.values().all(|c| c.is_settled())
         };
         let quiet = self.tasks.is_empty() && self.flights == 0;
+        let quiet = quiet && self.owning == 0 && self.subscribing == 0;
         self.loaded && quiet && self.devices.iter().all(idle)
     }
 
@@ -147,6 +163,24 @@ impl User {
         if member.version >= known {
             self.groups.insert(convo, member);
         }
+    }
+
+    /// Whether he is subscribed to the channel.
+    pub fn hears(&self, convo: &str) -> bool {
+        self.channels.get(convo).is_some_and(|row| row.is_active)
+    }
+
+    /// Whether his sessions hear any channel.
+    pub fn listens(&self) -> bool {
+        self.channels.values().any(|row| row.is_active)
+    }
+
+    /// Groups and channels of his own, those that he is making too.
+    pub fn owned_count(&self) -> u64 {
+        let owned = |member: &&Member| member.is_in() && member.role == GroupRole::Owner;
+        let groups = self.groups.values().filter(owned).count();
+        let channels = self.channels.values().filter(|row| row.since == 1).count();
+        (groups + channels) as u64 + self.owning
     }
 
     /// His last stay in a group; `None`: it is a direct conversation.

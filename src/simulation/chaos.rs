@@ -20,6 +20,7 @@ const REST_US: u64 = 120_000_000;
 const RESTART_US_MAX: u64 = 1_000_000;
 const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
 const GROUPS: [&str; 2] = ["crew", "team"];
+const CHANNEL: &str = "news";
 const DEVICES: [&str; 2] = ["phone", "laptop"];
 
 /// How long a run is.
@@ -132,9 +133,9 @@ impl Chaos {
                 ..SimOptions::default()
             },
             segment_size: if large { 4 * 1024 * 1024 } else { 128 * 1024 },
-            // A user has at most six conversations, and one `sync` may name them all.
+            // A user has at most seven conversations, and one `sync` may name them all.
             budget: match random.chance(0.3) {
-                true => Budget { conversations_max: 7, users_max: 1, ..Budget::default() },
+                true => Budget { conversations_max: 8, users_max: 1, ..Budget::default() },
                 false => Budget::default(),
             },
         };
@@ -266,6 +267,10 @@ impl Chaos {
                 66..69 => ask_group(device, &partners, random),
                 69..79 if device.unanswered_count() < UNANSWERED_COUNT_MAX => {
                     device.post(any_group(random), random.index(body_size_max), around);
+                }
+                79..83 => ask_channel(device, &partners, random),
+                83..88 if device.unanswered_count() < UNANSWERED_COUNT_MAX => {
+                    device.post(CHANNEL, random.index(body_size_max), around);
                 }
                 _ => {}
             }
@@ -418,6 +423,9 @@ impl Chaos {
                 let member = |convo: &&&str| ledger.is_member(&device.user, convo);
                 let groups: Vec<&&str> = GROUPS.iter().filter(member).collect();
                 groups.into_iter().for_each(|convo| device.post(convo, 10, around));
+                if ledger.channels.writers(CHANNEL).contains(&&*device.user) {
+                    device.post(CHANNEL, 10, around);
+                }
                 Ok(())
             })?;
         }
@@ -448,7 +456,10 @@ impl Chaos {
             for convo in &convos {
                 let (seen, head) =
                     (self.world.devices[index].seen(convo), self.world.ledger.head(convo));
-                let first = self.world.ledger.range(&user, convo).0;
+                let ledger = &self.world.ledger;
+                // Who may read a channel may read all of it.
+                let is_channel = ledger.channels.is_one(convo);
+                let first = if is_channel { 1 } else { ledger.range(&user, convo).0 };
                 if seen != (first..=head).collect::<Vec<u64>>() {
                     return Err(format!("the auditor reads {seen:?} of {convo}, head {head}"));
                 }
@@ -462,6 +473,9 @@ impl Chaos {
 fn heard_receipts(device: &Device, world: &World) -> bool {
     let ledger = &world.ledger;
     ledger.conversations_of(&device.user).iter().all(|convo| {
+        if ledger.channels.is_one(convo) {
+            return true;
+        }
         if !convo.starts_with("dm:") {
             let last = ledger.last_of(convo, &device.user);
             let of = ledger.members(convo).len() as u64 - 1;
@@ -490,6 +504,21 @@ fn calm_down(device: &mut Device, around: &mut super::world::device::Around) -> 
 
 fn any_group(random: &mut Random) -> &'static str {
     GROUPS[random.index(GROUPS.len())]
+}
+
+/// Something is asked of a channel, be it allowed or not; now and then of a group.
+fn ask_channel(device: &mut Device, partners: &[String], random: &mut Random) {
+    let convo = if random.chance(0.05) { any_group(random) } else { CHANNEL };
+    match random.below(100) {
+        0..20 => device.ask_channel("create", convo),
+        20..60 => device.ask_channel("subscribe", convo),
+        60..80 => device.ask_channel("unsubscribe", convo),
+        80..95 => {
+            let other = &*partners[random.index(partners.len())];
+            device.ask_group("role", convo, &[other], random.chance(0.7));
+        }
+        _ => device.ask_group("info", convo, &[], false),
+    }
 }
 
 /// Something is asked of a group, be it allowed or not.

@@ -5,6 +5,7 @@
 //! script) lets a process turn, the disk step, a client act or the time pass, and each of these
 //! checks what it can see. What is durable is learnt from the disk alone, before anybody hears.
 
+pub mod channels;
 pub mod connection;
 pub mod device;
 pub mod ledger;

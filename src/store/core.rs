@@ -421,11 +421,18 @@ fn check_records(records: &Bytes, first_lsn: u64, count: u32) -> Result<(), &'st
         match Record::read(&mut reader) {
             Ok(Record::Epoch { .. }) => return Err("an epoch of its own making"),
             Ok(Record::Lost { .. }) => return Err("a loss of its own making"),
-            Ok(Record::Message { message } | Record::Group { message, .. }) if message.seq == 0 => {
+            Ok(
+                Record::Message { message }
+                | Record::Group { message, .. }
+                | Record::Channel { message, .. },
+            ) if message.seq == 0 => {
                 return Err("a message without seq");
             }
             Ok(Record::Group { members, .. }) if members.iter().any(never_joined) => {
                 return Err("a member who never joined");
+            }
+            Ok(Record::Subscription { subscription, .. }) if subscription.since == 0 => {
+                return Err("a subscription that never began");
             }
             Ok(_) => {}
             Err(_) => return Err("a record that cannot be decoded"),

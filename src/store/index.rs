@@ -24,11 +24,17 @@ pub enum Keyspace {
     Memberships = 8,
     /// (conversation): the version of a group.
     Groups = 9,
+    /// (conversation): a channel, but for its subscribers.
+    Channels = 30,
+    /// (conversation): how many subscribers a channel has.
+    SubscriberCounts = 31,
+    /// (user, conversation): who is or was subscribed to a channel.
+    Subscriptions = 32,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 10] = [
+    pub const ALL: [Keyspace; 13] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -39,6 +45,9 @@ impl Keyspace {
         Keyspace::Members,
         Keyspace::Memberships,
         Keyspace::Groups,
+        Keyspace::Channels,
+        Keyspace::SubscriberCounts,
+        Keyspace::Subscriptions,
     ];
 }
 

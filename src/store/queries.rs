@@ -9,7 +9,7 @@ use super::index::Index;
 use super::reader::{ANSWER_SIZE_MAX, IndexReader, Outcome};
 use super::rows::{self, Location};
 use crate::link::message::{FromStore, Overview, Reached};
-use crate::link::record::{ConversationName, Id, Member};
+use crate::link::record::{ConversationName, Id, Member, Subscription};
 use crate::protocol::conversation::direct_members;
 use crate::store::device::LogReader;
 
@@ -74,6 +74,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         };
         let mut found = Vec::with_capacity(convos.len());
         for convo in convos {
+            if let Some(row) = rows::subscription(&self.index, user, convo)? {
+                found.push(self.channel_overview(user, convo, row)?);
+                continue;
+            }
             let head = rows::head(&self.index, convo)?;
             let (mut delivered, mut read) = (0, 0);
             let (mut others_delivered, mut others_read) = (head, head);
@@ -101,6 +105,22 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             });
         }
         Ok(FromStore::Overviews { to, rows: found })
+    }
+
+    /// A channel as a subscriber sees it: at the others, any number, nobody looks.
+    fn channel_overview(
+        &self,
+        user: &Id,
+        convo: &ConversationName,
+        row: Subscription,
+    ) -> Result<Overview, StoreFault> {
+        let head = rows::head(&self.index, convo)?;
+        let devices = rows::devices(&self.index, user)?;
+        let (delivered, read) = self.reached(user, &devices, convo)?;
+        let (delivered, read) = (delivered.max(row.since - 1), read.max(row.since - 1));
+        let unread = self.unread(user, convo, read, head)?;
+        let (convo, others_delivered, others_read) = (convo.clone(), 0, 0);
+        Ok(Overview { convo, head, delivered, read, unread, others_delivered, others_read })
     }
 
     /// How far everybody in a group has come, and who sent its last messages.

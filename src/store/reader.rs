@@ -205,13 +205,18 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::LoadUser { user, after }) => {
                 let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
-                let rows::UserPiece { devices, cursors, groups, next } = piece;
-                FromStore::User { to, devices, cursors, groups, next }
+                let rows::UserPiece { devices, cursors, groups, channels, next } = piece;
+                FromStore::User { to, devices, cursors, groups, channels, next }
             }
             Ok(ToStore::LoadMembers { convo, after }) => {
                 let piece = rows::group(&self.index, &convo, &after, ANSWER_SIZE_MAX)?;
                 let rows::GroupPiece { version, members, next } = piece;
                 FromStore::Members { to, version, members, next }
+            }
+            Ok(ToStore::LoadChannel { convo }) => {
+                let found = rows::channel(&self.index, &convo)?;
+                let subscribers = found.as_ref().map_or(0, |(_, count)| *count);
+                FromStore::Channel { to, channel: found.map(|(channel, _)| channel), subscribers }
             }
             Ok(ToStore::Lookup { convo, user, id }) => {
                 let message = rows::accepted(&self.index, &convo, &user, &id)?;
@@ -317,11 +322,11 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         self.log.read(location.segment, location.offset, &mut bytes)?;
         let intact = checksum_of(&bytes) == location.checksum;
         match Record::read(&mut Reader::new(bytes.into())) {
-            Ok(Record::Message { message } | Record::Group { message, .. })
-                if intact && message.seq == seq && message.convo == *convo =>
-            {
-                Ok(message)
-            }
+            Ok(
+                Record::Message { message }
+                | Record::Group { message, .. }
+                | Record::Channel { message, .. },
+            ) if intact && message.seq == seq && message.convo == *convo => Ok(message),
             _ => {
                 let Location { segment, offset, .. } = location;
                 Err(ReadError::Content { segment, offset, lsn: 0 })

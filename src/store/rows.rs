@@ -13,7 +13,9 @@ use super::log_format::{LogId, checksum_of};
 use super::{Batch, StoreFault};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
-use crate::link::record::{ConversationName, Cursor, Id, LostMessage, Member, Message, Record};
+use crate::link::record::{
+    ChannelState, ConversationName, Cursor, Id, LostMessage, Member, Message, Record, Subscription,
+};
 use crate::link::wire::{Reader, Wire, wire_struct};
 
 /// Above this many dedup entries a conversation's fingerprints are not listed.
@@ -128,6 +130,7 @@ pub struct UserPiece {
     pub devices: Vec<Id>,
     pub cursors: Vec<Cursor>,
     pub groups: Vec<(ConversationName, Member)>,
+    pub channels: Vec<(ConversationName, Subscription)>,
     /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
     pub next: Bytes,
 }
@@ -143,7 +146,8 @@ pub fn user(
     let prefix = key(&[user]);
     let mut piece = UserPiece::default();
     let mut size = 0;
-    let kinds = [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships];
+    let kinds =
+        [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships, Keyspace::Subscriptions];
     let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
     for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {
         let start = if begun == Some(place) { &after[1..] } else { prefix.as_slice() };
@@ -182,6 +186,16 @@ impl UserPiece {
             return match (texts(rest).as_deref(), member) {
                 (Some([convo]), Ok(member)) => {
                     self.groups.push((Id::from(*convo), member));
+                    true
+                }
+                _ => false,
+            };
+        }
+        if keyspace == Keyspace::Subscriptions {
+            let subscription = decode::<Subscription>(keyspace, value);
+            return match (texts(rest).as_deref(), subscription) {
+                (Some([convo]), Ok(subscription)) => {
+                    self.channels.push((Id::from(*convo), subscription));
                     true
                 }
                 _ => false,
@@ -233,6 +247,29 @@ pub fn group(
         !broken
     })?;
     if broken { Err(IndexFault::Row(Keyspace::Members)) } else { Ok(piece) }
+}
+
+/// A channel and how many are subscribed to it, if there is one of this name.
+pub fn channel(index: &impl Index, convo: &str) -> Result<Option<(ChannelState, u64)>, IndexFault> {
+    let Some(value) = index.get(Keyspace::Channels, &key(&[convo]))? else { return Ok(None) };
+    let channel = decode(Keyspace::Channels, &value)?;
+    let count = match index.get(Keyspace::SubscriberCounts, &key(&[convo]))? {
+        Some(value) => decode(Keyspace::SubscriberCounts, &value)?,
+        None => 0,
+    };
+    Ok(Some((channel, count)))
+}
+
+/// What a user is to a channel, if he ever was anything.
+pub fn subscription(
+    index: &impl Index,
+    user: &str,
+    convo: &str,
+) -> Result<Option<Subscription>, IndexFault> {
+    match index.get(Keyspace::Subscriptions, &key(&[user, convo]))? {
+        Some(value) => decode(Keyspace::Subscriptions, &value).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The row of one user in one group, if he ever was in it.
@@ -355,7 +392,11 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         Keyspace::Members | Keyspace::Memberships => {
             value_is(decode::<Member>(keyspace, value).is_ok(), 2)
         }
-        Keyspace::Groups => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
+        Keyspace::Groups | Keyspace::SubscriberCounts => {
+            value_is(decode::<u64>(keyspace, value).is_ok(), 1)
+        }
+        Keyspace::Channels => value_is(decode::<ChannelState>(keyspace, value).is_ok(), 1),
+        Keyspace::Subscriptions => value_is(decode::<Subscription>(keyspace, value).is_ok(), 2),
     }
 }
 
@@ -383,7 +424,9 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
 
 fn sender_of(record: &Record) -> u64 {
     match record {
-        Record::Message { message } | Record::Group { message, .. } => sender_hash(&message.from),
+        Record::Message { message }
+        | Record::Group { message, .. }
+        | Record::Channel { message, .. } => sender_hash(&message.from),
         _ => 0,
     }
 }
@@ -411,6 +454,18 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
         Record::Lost { message: Some(message) } => note_lost(message, state, rows),
         Record::Lost { message: None } => {}
+        Record::Channel { message, channel } => {
+            note_message(message, location, state, rows);
+            let convo = &message.convo;
+            rows.insert((Keyspace::Channels, key(&[convo])), Some(channel.to_bytes()));
+            if channel.version == 1 {
+                let row = Subscription::of_owner(message.seq);
+                note_subscription(convo, &channel.owner, row, 0, rows);
+            }
+        }
+        Record::Subscription { convo, user, subscription, subscribers } => {
+            note_subscription(convo, user, *subscription, *subscribers, rows);
+        }
         Record::Group { message, version, members } => {
             note_message(message, location, state, rows);
             let convo = &message.convo;
@@ -423,6 +478,17 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
             }
         }
     }
+}
+
+fn note_subscription(
+    convo: &str,
+    user: &str,
+    subscription: Subscription,
+    subscribers: u64,
+    rows: &mut NewRows,
+) {
+    rows.insert((Keyspace::Subscriptions, key(&[user, convo])), Some(subscription.to_bytes()));
+    rows.insert((Keyspace::SubscriberCounts, key(&[convo])), Some(subscribers.to_bytes()));
 }
 
 /// What was promised of a lost message stays: its seq, its mid, the answer to a repeated send. Only
@@ -535,6 +601,53 @@ mod tests {
             }
             assert_eq!(pieces, whole, "pieces of {size_max} bytes");
         }
+    }
+
+    #[test]
+    fn a_channel_is_its_state_a_number_and_a_row_for_each_user() {
+        let body = crate::link::record::Body::Text { text: Bytes::from_static(b"{}") };
+        let (convo, owner) = (Id::from("news"), Id::from("alice"));
+        let message = Message {
+            convo: convo.clone(),
+            seq: 1,
+            mid: 9,
+            ts: 8,
+            from: owner.clone(),
+            device: "".into(),
+            id: "".into(),
+            body,
+        };
+        let state = ChannelState { version: 1, owner, admins: Vec::new() };
+        let made = Record::Channel { message, channel: state.clone() };
+        let subscribed = |user: &str, is_active, subscribers| Record::Subscription {
+            convo: convo.clone(),
+            user: user.into(),
+            subscription: Subscription { since: 2, is_active, is_counted: is_active },
+            subscribers,
+        };
+        let records = [
+            made,
+            subscribed("bob", true, 1),
+            subscribed("cid", true, 2),
+            subscribed("bob", false, 1),
+        ];
+        let mut index = crate::store::index::MemoryIndex::default();
+        let location = Location { segment: 1, offset: 2, size: 3, checksum: 4, sender: 5 };
+        // Once more from an earlier position, as after a crash: it ends in the same.
+        for record in records.iter().chain(&records[1..]) {
+            let (mut new, mut log) = (BTreeMap::new(), State::default());
+            note_record(record, location, &mut log, &mut new);
+            let change = |((keyspace, key), value)| Change { keyspace, key, value };
+            index.apply(new.into_iter().map(change).collect()).expect("in memory");
+        }
+        assert_eq!(channel(&index, "news").expect("good rows"), Some((state, 1)));
+        assert_eq!(channel(&index, "new").expect("good rows"), None);
+        let row = |user: &str| subscription(&index, user, "news").expect("good rows");
+        assert_eq!(row("alice"), Some(Subscription::of_owner(1)));
+        assert_eq!(row("bob").map(|row| row.is_active), Some(false));
+        let piece = user(&index, "cid", &[], usize::MAX).expect("good rows");
+        assert_eq!(piece.channels, [(convo.clone(), row("cid").expect("subscribed"))]);
+        assert_eq!(head(&index, "news").expect("good rows"), 1);
     }
 
     #[test]

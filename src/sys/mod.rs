@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "system calls and raw memory; each block says why it is sound")]
 
+mod affinity;
 mod buffer;
 mod descriptors;
 mod event;
@@ -9,6 +10,7 @@ mod process;
 mod signal;
 mod start;
 
+pub use affinity::{allowed_processors, pin_this_thread};
 pub use buffer::{AlignedBuffer, BLOCK_SIZE, Mapping};
 pub use descriptors::{
     DESCRIPTORS_PER_MESSAGE_MAX, host_uptime, receive_with_descriptors, send_with_descriptors,

@@ -21,9 +21,15 @@ use report::{Bound, Change, Fact, Report, Sockets, Verdict};
 use uring::Uring;
 use wanted::Wanted;
 
-/// Bytes of one idle connection, rounded up. Measured on Linux 6.18 with 15,000 of them in one
-/// shard: 4.7 kB of the kernel's slabs and 0.4 kB of user memory.
-const SOCKET_SIZE: u64 = 5_500;
+/// Bytes of one idle connection, where the whole of Aldis is on the machine, as `aldis up` has it.
+/// As measured with a million of them: `benches/record/2026-11-25-million.txt`.
+const SOCKET_SIZE: u64 = KERNEL_SIZE + EDGE_SIZE + SEQUENCER_SIZE + STORE_SIZE;
+/// "kernel memory per connection, both ends: 8,486 B", of which one is ours.
+const KERNEL_SIZE: u64 = 8_486 / 2;
+/// "user memory per connection", rounded up: an idle connection has a live session.
+const EDGE_SIZE: u64 = 259;
+const SEQUENCER_SIZE: u64 = 659;
+const STORE_SIZE: u64 = 68;
 /// A send waits for the sync before its own and for its own.
 const SYNC_P99_MAX: Duration = Duration::from_millis(10);
 const FILES: &str = "limit of open files";

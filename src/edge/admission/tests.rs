@@ -291,3 +291,52 @@ proptest! {
         }
     }
 }
+
+fn measured(share_per_second: u64) -> Admission {
+    let options = AdmissionOptions { is_measured: true, shards: 7, ..AdmissionOptions::default() };
+    let mut admission = Admission::new(options, at(0));
+    admission.set_share(share_per_second, at(0));
+    admission
+}
+
+#[test]
+fn a_measured_share_is_this_shards_own_and_follows_what_is_seen() {
+    let mut admission = measured(10);
+    assert_eq!(drain(&mut admission, 0), 10);
+    assert_eq!(drain(&mut admission, 500_000), 5);
+    // What has gathered until then came at the old rate.
+    admission.set_share(100, at(1_000_000));
+    assert_eq!(drain(&mut admission, 1_000_000), 5);
+    assert_eq!(drain(&mut admission, 1_100_000), 10);
+    assert_eq!(drain(&mut admission, 9_000_000), 100);
+    // A lower one keeps no more than its own second's worth.
+    drain(&mut admission, 9_000_000);
+    admission.set_share(10, at(20_000_000));
+    assert_eq!(drain(&mut admission, 20_000_000), 10);
+    let refused = admission.admit(at(20_000_000), 0, None);
+    assert_eq!(refused.map_err(|refused| refused.reason), Err(Reason::Rate));
+    admission.set_share(0, at(20_000_000));
+    assert_eq!(drain(&mut admission, 21_000_000), 1, "one a second is the least");
+}
+
+#[test]
+fn what_the_operator_set_follows_nothing() {
+    let mut given = admission(10, 1);
+    given.set_share(1_000, at(0));
+    assert_eq!(drain(&mut given, 0), 10);
+    let mut off = Admission::new(AdmissionOptions::default(), at(0));
+    off.set_share(1, at(0));
+    assert!((0..1_000).all(|slot| off.admit(at(0), slot, None).is_ok()));
+}
+
+#[test]
+fn the_refused_are_put_off_by_the_rate_of_now() {
+    let mut admission = measured(1_000);
+    drain(&mut admission, 0);
+    admission.set_share(2, at(0));
+    let told: Vec<u64> = (0..4)
+        .filter_map(|_| admission.admit(at(0), 0, None).err())
+        .map(|refused| refused.retry_after_s)
+        .collect();
+    assert_eq!(told, [1, 2, 2, 3], "half a second each, after the one that was promised before");
+}

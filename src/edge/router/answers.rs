@@ -7,6 +7,7 @@ use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
 use crate::limits::GROUP_MEMBER_COUNT_MAX;
 use crate::link::message::{Code, SessionNumber, ToEdge, ToSequencer};
+use crate::link::record::Id;
 use crate::link::wire::Wire;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
@@ -34,30 +35,16 @@ impl Router {
             ToEdge::Refused { to, code, message, retry_ms } => {
                 let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
                 let retry_ms = retry_ms.or((code == Code::Unavailable).then_some(RETRY_MS));
-                self.answer(to, around, |router, request, around| {
-                    router.counters.refused += 1;
-                    router.refuse(request, (code.into(), &message, retry_ms), around);
-                });
+                self.refused(to, (code, message, retry_ms), None, around);
             }
-            ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
-                let reference = request.reference;
-                router.say(request.asker, &Event::Group { reference, group: &group }, around);
-            }),
-            ToEdge::Page { to, convo, messages, first } => {
-                let more = messages.first().is_some_and(|oldest| oldest.seq > first);
-                self.answer(to, around, |router, request, around| {
-                    let (reference, messages) = (request.reference, &messages[..]);
-                    let page = Event::Page { reference, convo: &convo, messages, more };
-                    router.say(request.asker, &page, around);
-                });
+            ToEdge::Limited { to, code, message, limit, retry_ms } => {
+                let retry_ms = (retry_ms > 0).then_some(u64::from(retry_ms));
+                self.refused(to, (code, message, retry_ms), Some(limit), around);
             }
-            ToEdge::Conversations { to, rows } => {
-                self.answer(to, around, |router, request, around| {
-                    let reference = request.reference;
-                    let list = Event::Conversations { reference, convos: &rows };
-                    router.say(request.asker, &list, around);
-                })
-            }
+            ToEdge::Group { .. }
+            | ToEdge::Channel { .. }
+            | ToEdge::Page { .. }
+            | ToEdge::Conversations { .. } => self.told(message, around),
             ToEdge::Done { to } => self.answer(to, around, |_, _, _| {}),
             ToEdge::Deliver { message, targets } => self.deliver(&message, &targets, around),
             ToEdge::Backlog { target, messages, wants_room } => {
@@ -74,6 +61,54 @@ impl Router {
                 }
             }
         }
+    }
+
+    /// The answer to a question, or to a change of a group or a channel.
+    fn told(&mut self, message: ToEdge, around: &mut Surroundings) {
+        match message {
+            ToEdge::Group { to, group } => self.answer(to, around, |router, request, around| {
+                let reference = request.reference;
+                router.say(request.asker, &Event::Group { reference, group: &group }, around);
+            }),
+            ToEdge::Channel { to, convo, owner, subscribers } => {
+                self.answer(to, around, |router, request, around| {
+                    let (reference, convo, owner) = (request.reference, &*convo, &*owner);
+                    let event = Event::Channel { reference, convo, owner, subscribers };
+                    router.say(request.asker, &event, around);
+                });
+            }
+            ToEdge::Page { to, convo, messages, first } => {
+                let more = messages.first().is_some_and(|oldest| oldest.seq > first);
+                self.answer(to, around, |router, request, around| {
+                    let (reference, messages) = (request.reference, &messages[..]);
+                    let page = Event::Page { reference, convo: &convo, messages, more };
+                    router.say(request.asker, &page, around);
+                });
+            }
+            ToEdge::Conversations { to, rows } => {
+                self.answer(to, around, |router, request, around| {
+                    let reference = request.reference;
+                    let list = Event::Conversations { reference, convos: &rows };
+                    router.say(request.asker, &list, around);
+                })
+            }
+            _ => unreachable!("the caller hands on nothing else"),
+        }
+    }
+
+    fn refused(
+        &mut self,
+        to: u64,
+        (code, message, retry_ms): (Code, Id, Option<u64>),
+        limit: Option<u64>,
+        around: &mut Surroundings,
+    ) {
+        self.answer(to, around, |router, request, around| {
+            router.counters.refused += 1;
+            let is_full = (code == Code::GroupFull).then_some(GROUP_MEMBER_COUNT_MAX as u64);
+            let error = (code.into(), &*message, retry_ms);
+            router.refuse_with(request, error, limit.or(is_full), around);
+        });
     }
 
     /// A sequencer names its epoch. A lower one than was served before is that of a sequencer which
@@ -124,7 +159,18 @@ impl Router {
     pub(super) fn refuse(
         &mut self,
         request: &Unanswered,
+        error: (ErrorCode, &str, Option<u64>),
+        around: &mut Surroundings,
+    ) {
+        self.refuse_with(request, error, None, around);
+    }
+
+    /// The same, with the limit that was hit.
+    fn refuse_with(
+        &mut self,
+        request: &Unanswered,
         (code, message, retry_ms): (ErrorCode, &str, Option<u64>),
+        limit: Option<u64>,
         around: &mut Surroundings,
     ) {
         let asker = request.asker;
@@ -140,8 +186,6 @@ impl Router {
             _ => None,
         };
         let reference = request.reference;
-        let is_full = code == ErrorCode::GroupFull;
-        let limit = is_full.then_some(GROUP_MEMBER_COUNT_MAX as u64);
         let error = Event::Error { reference, id, code, message, limit, retry_ms };
         self.say(asker, &error, around);
     }

@@ -154,6 +154,8 @@ impl Router {
             requests.size += size;
             if let Some(entry) = request.entry {
                 requests.turn_of_entry.insert(entry, request.turn);
+                requests.in_flight_count += usize::from(size > 0);
+                requests.in_flight_size += size;
             }
             let unanswered = Unanswered {
                 asker: ConnectionId { slot, generation },

@@ -33,8 +33,9 @@ impl Router {
 
     fn take_up(&mut self, id: ConnectionId, request: Request, around: &mut Surroundings) {
         let size = cost(&request.operation);
-        let full =
-            self.is_draining() || self.requests.size() + size > unanswered_size_max(around.clients);
+        let full = self.is_draining()
+            || self.requests.is_overloaded(around.now)
+            || self.requests.size() + size > unanswered_size_max(around.clients);
         let turn_last = self.requests.turn_last();
         let address = self.address(id);
         let Some(connection) = self.connection(id) else {
@@ -127,6 +128,9 @@ impl Router {
             }
             Operation::Group { convo, change } => {
                 Some(ToSequencer::Group { address, user, convo, change })
+            }
+            Operation::Channel { convo, change } => {
+                Some(ToSequencer::Channel { address, user, convo, change })
             }
             Operation::Ping | Operation::Later(_) => None,
         }

@@ -305,6 +305,7 @@ fn word(message: &ToSequencer) -> String {
         ToSequencer::History { before, .. } => format!("history {before}"),
         ToSequencer::Conversations { limit, .. } => format!("conversations {limit}"),
         ToSequencer::Group { convo, .. } => format!("group {convo}"),
+        ToSequencer::Channel { convo, .. } => format!("channel {convo}"),
         ToSequencer::Room { stream, .. } => format!("room {stream}"),
         ToSequencer::Dropped { seq, stream, .. } => format!("dropped {seq} {stream}"),
     }

@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::fuzzing::{bytes, integer, number, written, zigzag};
 use crate::limits::{BODY_SIZE_MAX, SERVER_FRAME_SIZE_MAX};
-use crate::link::message::{GroupChange, GroupState, Tally, Target};
+use crate::link::message::{ChannelChange, GroupChange, GroupState, Tally, Target};
 use crate::protocol::operation::Operation;
 use crate::protocol::{conversation, json};
 
 /// Names and kinds of fields, as `docs/protocol.md` lists them.
-const FIELDS: [(u8, &str); 43] = [
+const FIELDS: [(u8, &str); 44] = [
     (0x01, "convo"),
     (0x02, "ref"),
     (0x03, "to"),
@@ -58,6 +58,7 @@ const FIELDS: [(u8, &str); 43] = [
     (0x2c, "version"),
     (0x2e, "count"),
     (0x30, "of"),
+    (0x3c, "subscribers"),
 ];
 
 const EVENTS: [&str; 12] = [
@@ -100,7 +101,10 @@ fn take_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
 
 /// The naive decoder of events: the JSON that says the same.
 fn as_json(message: &[u8]) -> Value {
-    let name = EVENTS[usize::from(message[0] - 0x81)];
+    let name = match message[0] {
+        0xbc => "channel",
+        kind => EVENTS[usize::from(kind - 0x81)],
+    };
     let mut object = fields_as_json(&message[1..], name);
     object.insert("t".into(), name.into());
     object.into()
@@ -216,6 +220,11 @@ fn any_operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(after, limit)| Operation::Conversations { after, limit }),
         Just(Operation::Ping),
         (any_id(), any_change()).prop_map(|(convo, change)| Operation::Group { convo, change }),
+        (any_id(), 0..3usize).prop_map(|(convo, index)| {
+            let changes =
+                [ChannelChange::Create, ChannelChange::Subscribe, ChannelChange::Unsubscribe];
+            Operation::Channel { convo, change: changes[index] }
+        }),
         (0..LATER.len()).prop_map(|index| Operation::Later(LATER[index])),
     ]
 }
@@ -295,6 +304,8 @@ proptest! {
         let admins = members.iter().take(usize::from(flag)).cloned().collect();
         let group = GroupState { convo: names.0.clone(), owner, admins, members, version: ts };
         says_the_same(Event::Group { reference, group: &group });
+        let (convo, owner, subscribers) = (&*group.convo, "owner", group.version);
+        says_the_same(Event::Channel { reference, convo, owner, subscribers });
         says_the_same(Event::Synced { reference, heads: &heads });
         says_the_same(Event::Page { reference, convo, messages: &messages, more: flag });
         says_the_same(Event::Conversations { reference, convos: &standings });
@@ -476,7 +487,7 @@ fn absent_fields_and_repeated_ones() {
 
 #[test]
 fn unknown_types_and_large_bodies() {
-    for kind in [0, 13 + LATER.len() as u8, 0x7f, 0x80, 0x81, 0xff] {
+    for kind in [0, 16 + LATER.len() as u8, 0x7f, 0x80, 0x81, 0xff] {
         let rejected = refused(&[vec![kind], integer(2, 6), bytes(5, b"c")]);
         assert_eq!((rejected.code, rejected.reference), (ErrorCode::UnknownOperation, Some(3)));
         assert_eq!(rejected.id, None);

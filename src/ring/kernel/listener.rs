@@ -11,7 +11,7 @@ use crate::ring::Socket;
 /// A listening TCP socket; closed when dropped.
 #[derive(Debug)]
 pub struct Listener {
-    descriptor: OwnedFd,
+    pub(super) descriptor: OwnedFd,
     address: SocketAddr,
 }
 

@@ -22,6 +22,7 @@ pub enum Said {
     Sync,
     Ping,
     Group { convo: String },
+    Channel { convo: String },
 }
 
 /// See the module.

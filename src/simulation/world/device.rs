@@ -148,6 +148,13 @@ impl Device {
         connection.say(frame, Said::Group { convo });
     }
 
+    /// Asks something of a channel, once.
+    pub fn ask_channel(&mut self, op: &str, convo: &str) {
+        let Some(connection) = self.connection.as_mut().filter(|it| it.is_open) else { return };
+        let (t, convo) = (format!("channel.{op}"), convo.to_owned());
+        connection.say(json!({"t": t, "convo": convo}), Said::Channel { convo });
+    }
+
     /// Acknowledges everything it has, where that is more than it said on this connection.
     pub fn acknowledge(&mut self, kind: Watermark, around: &mut Around) {
         let marks: Vec<(String, u64)> = self
@@ -303,6 +310,7 @@ impl Device {
             "synced" => self.take_synced(frame, around),
             "pong" => self.take_pong(frame, around),
             "group" => self.take_group(frame, around),
+            "channel" => self.take_channel(frame, around),
             "error" => self.take_error(frame, around),
             "goaway" => {
                 self.replaced_count += 1;
@@ -360,6 +368,9 @@ impl Device {
             _ => return Err(format!("{frame} is of no kind")),
         };
         around.witness.receipt(&convo, seq, kind, &by, around.ledger)?;
+        if around.ledger.channels.is_one(&convo) {
+            return Err(format!("a receipt of a channel: {frame}"));
+        }
         if frame["of"].is_u64() {
             return self.take_tally(&convo, seq, kind, frame, around);
         }
@@ -424,6 +435,19 @@ impl Device {
         Ok(())
     }
 
+    fn take_channel(&mut self, frame: &Value, around: &mut Around) -> Verdict {
+        let reference = frame["ref"].as_i64().ok_or_else(|| format!("{frame} has no ref"))?;
+        let connection = self.connection.as_mut().expect("it heard this");
+        let said = connection.answered(reference)?;
+        let convo = text(frame, "convo")?;
+        let owner = around.ledger.channels.owner(&convo);
+        let is_answer = said == Said::Channel { convo: convo.clone() };
+        if !is_answer || owner != frame["owner"].as_str() || !frame["subscribers"].is_u64() {
+            return Err(format!("{said:?} is answered by {frame}, the owner is {owner:?}"));
+        }
+        Ok(())
+    }
+
     fn take_synced(&mut self, frame: &Value, around: &mut Around) -> Verdict {
         let heads = frame["convos"].as_object().ok_or_else(|| format!("{frame} has no heads"))?;
         for (convo, head) in heads {
@@ -466,9 +490,17 @@ impl Device {
         let outside = matches!(code.as_str(), "not_member" | "no_such_convo");
         match &said {
             _ if code == "unavailable" => {}
-            Said::Group { .. } if outside || code == "forbidden" => return Ok(()),
+            Said::Group { .. } | Said::Channel { .. } if outside || code == "forbidden" => {
+                return Ok(());
+            }
+            // He was subscribed when he heard what he acknowledges.
+            Said::Acknowledge { convo, .. } if outside && around.ledger.channels.is_one(convo) => {
+                return Ok(());
+            }
             Said::Sync if outside => return Ok(()),
-            Said::Send { id, convo } if outside && !convo.starts_with("dm:") => {
+            Said::Send { id, convo }
+                if (outside || code == "forbidden") && !convo.starts_with("dm:") =>
+            {
                 self.unanswered.retain(|outgoing| outgoing.id != *id);
                 let accepted = around.ledger.is_accepted(convo, &self.user, id);
                 let why = format!("{id} is in {convo} and refused: {frame}");

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::channels::Channels;
 use crate::link::message::Watermark;
 use crate::link::record::{ConversationName, Cursor, GroupRole, Id, Member, Message, Record};
 use crate::link::wire::{Reader, Wire};
@@ -31,6 +32,7 @@ pub struct Ledger {
     starts: BTreeMap<Place, u64>,
     devices: BTreeMap<Id, BTreeSet<Id>>,
     groups: BTreeMap<ConversationName, Membership>,
+    pub channels: Channels,
     fanned_out: u64,
     epoch: u64,
     last_mid: u64,
@@ -78,6 +80,7 @@ impl Ledger {
     pub fn conversations_heard_by(&self, user: &str) -> Vec<ConversationName> {
         let heard = |convo: &&ConversationName| match self.groups.get(*convo) {
             Some(group) => group.stay(user).is_some(),
+            None if self.channels.is_one(convo) => self.channels.hears(user, convo),
             None => direct_members(convo).contains(&user),
         };
         self.messages.keys().filter(heard).cloned().collect()
@@ -90,7 +93,8 @@ impl Ledger {
 
     /// The durable version of a group; 0: there is none.
     pub fn version(&self, convo: &str) -> u64 {
-        self.groups.get(convo).map_or(0, |group| group.version)
+        let version = self.groups.get(convo).map(|group| group.version);
+        version.unwrap_or_else(|| self.channels.version(convo))
     }
 
     /// Of all who ever were in the group, but for `user`: who has come to `seq`, or joined later.
@@ -115,6 +119,7 @@ impl Ledger {
     pub fn is_member(&self, user: &str, convo: &str) -> bool {
         match self.groups.get(convo) {
             Some(group) => group.stay(user).is_some_and(|(_, left)| left.is_none()),
+            None if self.channels.is_one(convo) => self.channels.is_member(user, convo),
             None => direct_members(convo).contains(&user),
         }
     }
@@ -126,6 +131,7 @@ impl Ledger {
                 let users = group.stays.keys().map(|user| &**user);
                 users.filter(|user| self.is_member(user, convo)).collect()
             }
+            None if self.channels.is_one(convo) => self.channels.writers(convo),
             None => direct_members(convo),
         }
     }
@@ -134,12 +140,16 @@ impl Ledger {
     pub fn is_for(&self, user: &str, convo: &str, seq: u64) -> bool {
         match self.groups.get(convo) {
             Some(group) => group.was_in(user, seq),
+            None if self.channels.is_one(convo) => self.channels.may_hear(user, convo, seq),
             None => direct_members(convo).contains(&user),
         }
     }
 
     /// What the user sees of a conversation: from the first seq to the last one, both his.
     pub fn range(&self, user: &str, convo: &str) -> (u64, u64) {
+        if self.channels.is_one(convo) {
+            return (self.channels.since(user, convo), self.head(convo));
+        }
         let stay = self.groups.get(convo).and_then(|group| group.stay(user));
         let (joined, left) = stay.unwrap_or((1, None));
         (joined, left.unwrap_or_else(|| self.head(convo)))
@@ -239,6 +249,14 @@ impl Ledger {
                 self.take_message(lsn, message)?;
                 self.check_group(&convo, version, &members)
             }
+            Record::Channel { message, channel } => {
+                self.channels.take(&message, &channel)?;
+                self.take_message(lsn, message)
+            }
+            Record::Subscription { convo, user, subscription, subscribers } => {
+                let head = self.head(&convo);
+                self.channels.take_subscription((&convo, &user), subscription, subscribers, head)
+            }
             Record::Cursors { cursors } => {
                 cursors.into_iter().try_for_each(|cursor| self.take_cursor(cursor))
             }
@@ -273,13 +291,19 @@ impl Ledger {
         if *mid <= self.last_mid || *ts < self.last_ts {
             return Err(format!("mid {mid} or ts {ts} of {convo} {seq} falls"));
         }
-        if message.is_system() {
+        if message.is_system() && self.channels.is_one(convo) {
+            // Taken with its record.
+        } else if message.is_system() {
             let groups = self.groups.entry(convo.clone()).or_default();
             groups.take(&message).map_err(|wrong| format!("{convo} {seq}: {wrong}"))?;
         } else if !self.ids.insert((convo.clone(), from.clone(), id.clone())) {
             return Err(format!("{id} of {from} is in {convo} twice, again at {seq}"));
         }
-        if !self.is_for(from, convo, *seq) {
+        let writes = match self.channels.is_one(convo) {
+            true => self.channels.writers(convo).contains(&&**from),
+            false => self.is_for(from, convo, *seq),
+        };
+        if !writes {
             return Err(format!("{from} is no member of {convo}"));
         }
         (self.last_mid, self.last_ts) = (*mid, *ts);
