@@ -7,7 +7,7 @@
 //!
 //! The files below: `connection` what is kept of each client, `operations` what clients ask,
 //! `requests` what of it is unanswered, `answers` and `pushes` what the sequencer says, `counters`
-//! what is counted, `deadlines` when a client's proof of who it is ends,
+//! what is counted, `deadlines` when a client's proof of who it is ends, `devices` their names,
 //! `pressed` what is different when memory is scarce, `revoked` whose tickets are void,
 //! `presence` who looks at whom.
 
