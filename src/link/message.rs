@@ -302,6 +302,8 @@ wire_enum! {
             ts: u64,
             /// Edge shards present, by the log.
             edges: Vec<Id>,
+            /// The last `ServiceTime`.
+            service_ms: u64,
         },
         2 = Resumed { to: u64, next_lsn: u64, },
         /// The epoch is no longer the highest, or the position is taken by other bytes: drop all

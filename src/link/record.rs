@@ -169,6 +169,9 @@ wire_enum! {
         /// A group is made or its membership changes: the system message that says so, the group's
         /// version from here on, and whoever is concerned, whole rows.
         8 = Group { message: Message, version: u64, members: Vec<Member>, },
+        /// How long this system has served, over all lives. What was logged before this record is
+        /// at least as old as the time since.
+        40 = ServiceTime { ms: u64, },
     }
 }
 

@@ -17,6 +17,7 @@ use super::fanout::Fanout;
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
+use super::service_time::ServiceTime;
 use super::user::User;
 use crate::admin::Latency;
 use crate::clock::Now;
@@ -106,6 +107,7 @@ pub struct Sequencer {
     pub(super) streams_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
+    pub(super) service_time: ServiceTime,
     /// The store had no room for the batch under way: new sends are refused until it has.
     pub(super) refuses_sends: bool,
     /// When an epoch that the store could not grant is asked for again.
@@ -149,6 +151,7 @@ impl Sequencer {
             streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
+            service_time: ServiceTime::default(),
             refuses_sends: false,
             epoch_due_us: None,
             outcome: Outcome::Continue,
@@ -190,6 +193,7 @@ impl Sequencer {
         if self.epoch_due_us.is_some_and(|due_us| now.monotonic_us >= due_us) {
             self.ask_epoch(out);
         }
+        self.pass_service_time();
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.tell_receipts(out);
@@ -368,12 +372,15 @@ impl Sequencer {
     }
 
     fn granted(&mut self, granted: FromStore, out: &mut dyn Outlet) {
-        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, .. } = granted else {
+        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, service_ms, .. } =
+            granted
+        else {
             return;
         };
         self.appender = Some(Appender::new(epoch, next_lsn));
         self.last_mid = mid;
         self.last_ts = ts;
+        self.service_time.recover(service_ms);
         self.fanout.recover(fanned_out, next_lsn - 1, edges, self.now.monotonic_us);
         self.requests.open();
         self.read_log(out);
@@ -417,6 +424,7 @@ impl Sequencer {
                 self.device_durable(user, device, &decided.waiters, out);
             }
             Record::FannedOut { .. } | Record::Edge { .. } => {}
+            Record::ServiceTime { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

@@ -425,6 +425,7 @@ impl Sequencer {
                 }
             }
             Record::Device { .. } | Record::FannedOut { .. } => {}
+            Record::ServiceTime { .. } => {}
             Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

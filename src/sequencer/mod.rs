@@ -18,6 +18,7 @@ pub mod process;
 mod receipts;
 mod registry;
 mod requests;
+mod service_time;
 mod sessions;
 mod stream;
 mod user;

@@ -120,6 +120,11 @@ impl Requests {
         self.unasked = repeated.chain(later).chain(unasked).collect();
     }
 
+    /// Questions reach the store.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// The store serves our epoch.
     pub fn open(&mut self) {
         self.open = true;

@@ -130,6 +130,7 @@ impl World {
         if !self.disk.step() {
             return Ok(());
         }
+        self.ledger.pass(self.network.now_us());
         for write in self.disk.take_durable() {
             self.ledger.take_write(write)?;
             let end = self.ledger.end();

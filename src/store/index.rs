@@ -24,11 +24,13 @@ pub enum Keyspace {
     Memberships = 8,
     /// (conversation): the version of a group.
     Groups = 9,
+    /// (service time, big endian): where in the log it was that.
+    Times = 40,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 10] = [
+    pub const ALL: [Keyspace; 11] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -39,6 +41,7 @@ impl Keyspace {
         Keyspace::Members,
         Keyspace::Memberships,
         Keyspace::Groups,
+        Keyspace::Times,
     ];
 }
 

@@ -26,6 +26,7 @@ mod queries;
 pub mod reader;
 pub mod recovery;
 pub mod repair;
+pub mod retention;
 pub mod rows;
 pub mod uring_device;
 

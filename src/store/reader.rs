@@ -14,7 +14,7 @@ use super::positions::{Extent, Place, PositionMap, ReadError};
 use super::queries::Page;
 use super::recovery::Known;
 use super::rows::{self, Location, State};
-use super::{Batch, StoreFault};
+use super::{Batch, StoreFault, retention};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
@@ -192,7 +192,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     fn grant(&self, to: u64, epoch: u64, next_lsn: u64) -> Result<FromStore, StoreFault> {
         let State { fanned_out, mid, ts, .. } = self.state;
         let edges = rows::edges(&self.index)?;
-        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges })
+        let service_ms = retention::service_ms(&self.index)?;
+        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges, service_ms })
     }
 
     fn answer(&mut self, to: u64, entry: Bytes) -> Result<(FromStore, Outcome), StoreFault> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
-use super::{Batch, StoreFault};
+use super::{Batch, StoreFault, retention};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
 use crate::link::record::{ConversationName, Cursor, Id, LostMessage, Member, Message, Record};
@@ -345,6 +345,7 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
     let value_is =
         |good: bool, count: usize| good && texts(row).is_some_and(|texts| texts.len() == count);
     match keyspace {
+        Keyspace::Meta if row == retention::SERVICE_KEY => decode::<u64>(keyspace, value).is_ok(),
         Keyspace::Meta => row == STATE_KEY && decode::<State>(keyspace, value).is_ok(),
         Keyspace::Messages => message_row(row, value).is_some(),
         Keyspace::Dedup => value_is(decode::<Accepted>(keyspace, value).is_ok(), 3),
@@ -355,11 +356,12 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         Keyspace::Members | Keyspace::Memberships => {
             value_is(decode::<Member>(keyspace, value).is_ok(), 2)
         }
+        Keyspace::Times => retention::is_time_row(row, value),
         Keyspace::Groups => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
     }
 }
 
-type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
+pub(super) type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
 fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
     let mut reader = Reader::new(batch.records.clone());
@@ -408,6 +410,7 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
             let value = present.then(Vec::new);
             rows.insert((Keyspace::Edges, key(&[name])), value);
         }
+        Record::ServiceTime { ms } => retention::note_time(*ms, location, rows),
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
         Record::Lost { message: Some(message) } => note_lost(message, state, rows),
         Record::Lost { message: None } => {}
@@ -496,7 +499,7 @@ fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
     })
 }
 
-fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
+pub(super) fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
     T::from_bytes(Bytes::copy_from_slice(value)).map_err(|_| IndexFault::Row(keyspace))
 }
 

@@ -35,6 +35,9 @@ pub struct Ledger {
     epoch: u64,
     last_mid: u64,
     last_ts: u64,
+    service_ms: u64,
+    /// Since the world began.
+    monotonic_us: u64,
 }
 
 impl Ledger {
@@ -260,6 +263,7 @@ impl Ledger {
                 Ok(())
             }
             Record::Edge { .. } => Ok(()),
+            Record::ServiceTime { ms } => self.take_service_time(ms),
             Record::Lost { .. } => Err(format!("position {lsn} is lost")),
         }
     }
@@ -304,6 +308,20 @@ impl Ledger {
         let convo = convo.clone();
         self.cursors.insert(place, cursor);
         self.check_position(&convo)
+    }
+
+    /// The time that passes: service time is never ahead of it.
+    pub fn pass(&mut self, monotonic_us: u64) {
+        self.monotonic_us = monotonic_us;
+    }
+
+    fn take_service_time(&mut self, ms: u64) -> Verdict {
+        if ms <= self.service_ms || ms > self.monotonic_us / 1_000 {
+            let (before, now_us) = (self.service_ms, self.monotonic_us);
+            return Err(format!("service time goes from {before} to {ms} ms at {now_us} us"));
+        }
+        self.service_ms = ms;
+        Ok(())
     }
 
     fn take_position(&mut self, lsn: u64, position: u64) -> Verdict {

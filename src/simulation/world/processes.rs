@@ -61,6 +61,7 @@ impl World {
         let opened = open_on(disk, index, options, || 0, worker);
         let logic = opened.map_err(|fault| format!("the store does not start: {fault}"))?;
         self.repair_disk();
+        self.ledger.pass(self.network.now_us());
         self.ledger.take_recovered(&self.disk)?;
         if logic.known_durable() != self.ledger.end() {
             let (store, end) = (logic.known_durable(), self.ledger.end());
