@@ -112,6 +112,8 @@ impl World {
                 devices: vec![device_of(&user)],
                 cursors: Vec::new(),
                 groups: Vec::new(),
+                dead: Vec::new(),
+                failures: Vec::new(),
                 next: Bytes::new(),
             },
             ToStore::LoadConversation { .. } => {

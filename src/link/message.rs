@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::record::{Body, ConversationName, Cursor, Id, Member, Message};
+use super::record::{Body, ConversationName, Cursor, Failure, Id, Letter, Member, Message};
 use super::wire::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -236,6 +236,8 @@ wire_enum! {
         11 = Page { to: u64, convo: ConversationName, messages: Vec<Message>, first: u64, },
         12 = Conversations { to: u64, rows: Vec<Overview>, },
         13 = Group { to: u64, group: GroupState, },
+        /// A message of this user was never acknowledged by any device of a recipient.
+        40 = Failed { target: PushTarget, convo: ConversationName, seq: u64, id: Id, },
     }
 }
 
@@ -283,6 +285,12 @@ wire_enum! {
         11 = LoadMembers { convo: ConversationName, after: Bytes, },
         /// Answered by `Watermarks`.
         12 = LoadWatermarks { convo: ConversationName, },
+        /// Who has had something in his inbox for `age_ms` of service or longer, `now_ms` being the
+        /// service time: a stretch of the users from `after` on. Answered by `Overdue`.
+        40 = FindOverdue { after: Bytes, now_ms: u64, age_ms: u64, },
+        /// Dead letters from `after` on, of this user and in this conversation if they are given.
+        /// Answered by `DeadLetters`.
+        41 = ListDead { user: Option<Id>, convo: Option<ConversationName>, after: Bytes, },
     }
 }
 
@@ -328,6 +336,10 @@ wire_enum! {
             cursors: Vec<Cursor>,
             /// His rows in the groups where he is or was a member.
             groups: Vec<(ConversationName, Member)>,
+            /// Up to where his inbox was emptied into the dead letters.
+            dead: Vec<(ConversationName, u64)>,
+            /// Of his own messages.
+            failures: Vec<Failure>,
             next: Bytes,
         },
         7 = Found { to: u64, message: Option<Accepted>, },
@@ -341,6 +353,9 @@ wire_enum! {
         /// How far everybody in a group has come, and of its last messages seq and sender: the
         /// [`fingerprint`](super::fingerprint) of his name and no id.
         13 = Watermarks { to: u64, rows: Vec<Reached>, senders: Vec<(u64, u64)>, },
+        /// `next`: empty, or where the next stretch begins.
+        40 = Overdue { to: u64, rows: Vec<OverdueInbox>, next: Bytes, },
+        41 = DeadLetters { to: u64, rows: Vec<DeadLetter>, next: Bytes, },
     }
 }
 
@@ -358,6 +373,33 @@ wire_struct! {
         /// The highest seqs that every other member has reached.
         pub others_delivered: u64,
         pub others_read: u64,
+    }
+}
+
+wire_struct! {
+    /// The part of a user's inbox in one conversation that is too old.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct OverdueInbox {
+        pub user: Id,
+        pub convo: ConversationName,
+        /// The last seq of it.
+        pub last: u64,
+        /// What is in it from others.
+        pub letters: Vec<Letter>,
+    }
+}
+
+wire_struct! {
+    /// A dead letter.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct DeadLetter {
+        pub user: Id,
+        pub convo: ConversationName,
+        pub seq: u64,
+        pub from: Id,
+        pub id: Id,
+        /// Service time at which it died.
+        pub at: u64,
     }
 }
 
@@ -390,6 +432,7 @@ impl FromStore {
             Conversation { to, .. } | User { to, .. } | Found { to, .. } => *to,
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
             Members { to, .. } | Watermarks { to, .. } => *to,
+            Overdue { to, .. } | DeadLetters { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

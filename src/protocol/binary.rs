@@ -53,6 +53,7 @@ mod event_type {
     pub const BEHIND: u8 = 0x8a;
     pub const ERROR: u8 = 0x8b;
     pub const GROUP: u8 = 0x8c;
+    pub const FAILED: u8 = 0xc6;
 }
 
 /// Fields, by the names that they have in JSON. Even: a varint; odd: a length and bytes.
@@ -176,6 +177,10 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         }
         Event::Pong { reference, ts } => {
             Frame::begin(out, event_type::PONG).reference(reference).integer(tag::TS, ts);
+        }
+        Event::Failed { convo, seq, id } => {
+            let mut frame = Frame::begin(out, event_type::FAILED);
+            frame.text(tag::CONVO, convo).integer(tag::SEQ, seq).text(tag::ID, id);
         }
         Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, event_type::GOAWAY);

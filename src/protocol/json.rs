@@ -98,6 +98,10 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Pong { reference, ts } => {
             Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
         }
+        Event::Failed { convo, seq, id } => {
+            let mut frame = Frame::begin(out, "failed");
+            frame.text("convo", convo).integer("seq", seq).text("id", id).end();
+        }
         Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, "goaway");
             frame.text("reason", goodbye.reason());

@@ -13,7 +13,9 @@ use hashbrown::HashMap;
 use super::appender::{Appender, Decided, Waiter};
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
+use super::dead_letters::DeadLetters;
 use super::fanout::Fanout;
+use super::inquiries::{Answered, Refused};
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
@@ -54,6 +56,11 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Messages that left an inbox undelivered, one per recipient; and those put back.
+    pub dead_letters_total: u64,
+    pub replayed_total: u64,
+    /// `failed` handed to edges.
+    pub failed_told_total: u64,
     /// Groups made, and changes of membership.
     pub group_changes_total: u64,
     /// Conversations and users dropped from memory to stay within the budget.
@@ -108,6 +115,9 @@ pub struct Sequencer {
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
     pub(super) service_time: ServiceTime,
+    pub(super) dead_letters: DeadLetters,
+    /// Inquiries with their answers, for the host to take.
+    pub(super) answered: Vec<(u64, Result<Answered, Refused>)>,
     /// The store had no room for the batch under way: new sends are refused until it has.
     pub(super) refuses_sends: bool,
     /// When an epoch that the store could not grant is asked for again.
@@ -152,6 +162,8 @@ impl Sequencer {
             last_mid: 0,
             last_ts: 0,
             service_time: ServiceTime::default(),
+            dead_letters: DeadLetters::default(),
+            answered: Vec::new(),
             refuses_sends: false,
             epoch_due_us: None,
             outcome: Outcome::Continue,
@@ -197,6 +209,7 @@ impl Sequencer {
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.tell_receipts(out);
+            self.search_overdue(out);
             self.flush_gathered();
             self.keep_budget();
             self.cut_batch(out);
@@ -350,6 +363,10 @@ impl Sequencer {
                 let page = ToEdge::Page { to: waiter.number, convo, messages, first };
                 self.answer(waiter, page, out);
             }
+            (FromStore::Overdue { rows, next, .. }, Purpose::Overdue) => {
+                self.overdue_found(rows, next, out);
+            }
+            (answer, Purpose::Inquiry(asked)) => self.inquiry_answered(asked, answer, out),
             (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
                 self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
             }
@@ -423,6 +440,13 @@ impl Sequencer {
             Record::Device { user, device, .. } => {
                 self.device_durable(user, device, &decided.waiters, out);
             }
+            Record::Dead { user, convo, last, letters, .. } => {
+                self.dead_durable(user, convo, *last, letters);
+            }
+            Record::Replayed { user, convo, first, seqs, .. } => {
+                self.replay_durable(decided.lsn, (user, convo), *first, seqs, out);
+            }
+            Record::Told { .. } | Record::Forgotten { .. } => {}
             Record::FannedOut { .. } | Record::Edge { .. } => {}
             Record::ServiceTime { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}

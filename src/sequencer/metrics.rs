@@ -16,6 +16,10 @@ pub struct Metrics {
     acknowledgements: Counter,
     replaced: Counter,
     group_changes: Counter,
+    dead_letters: Counter,
+    replayed: Counter,
+    failed_told: Counter,
+    service: Gauge,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -60,6 +64,16 @@ impl Metrics {
             group_changes: counter(
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
+            ),
+            dead_letters: counter(
+                "aldis_dead_letters_total",
+                "Messages that left a recipient's inbox undelivered, one per recipient",
+            ),
+            replayed: counter("aldis_dead_letters_replayed_total", "Dead letters put back"),
+            failed_told: counter("aldis_failed_told_total", "Told failed, one per device"),
+            service: registry.gauge(
+                "aldis_service_seconds",
+                "How long this system has served, over all lives: the time by which things expire",
             ),
             evicted: counter(
                 "aldis_evicted_total",
@@ -114,6 +128,10 @@ impl Metrics {
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
+        self.dead_letters.set(counters.dead_letters_total);
+        self.replayed.set(counters.replayed_total);
+        self.failed_told.set(counters.failed_told_total);
+        self.service.set((logic.service_ms() / 1_000) as _);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);

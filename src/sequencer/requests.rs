@@ -24,6 +24,10 @@ pub enum Purpose {
     User(Id),
     /// The send at the head of this conversation's queue may be a repetition.
     Lookup(ConversationName),
+    /// Whose inbox holds what is too old.
+    Overdue,
+    /// An administrator's question.
+    Inquiry(super::inquiries::Asked),
     /// A piece of a session's catching up.
     Range {
         user: Id,

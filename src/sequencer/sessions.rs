@@ -92,11 +92,14 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, next, .. } = answer else { return };
+        let FromStore::User { devices, cursors, groups, dead, failures, next, .. } = answer else {
+            return;
+        };
         let complete = next.is_empty();
         let entry = self.users.entry(user.clone()).or_default();
         groups.into_iter().for_each(|(convo, member)| entry.note_group(convo, member));
         entry.load(devices, &cursors, complete);
+        entry.load_dead(dead, failures);
         if complete {
             self.wake_sessions(&user);
             self.run_user(&user, out);
@@ -122,6 +125,9 @@ impl Sequencer {
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
                 }
+                Task::Bury(overdue) => self.bury(user, overdue, out),
+                Task::Replay(replay) => self.replay(user, replay),
+                Task::Failed(lsn, failure) => self.failed(user, lsn, failure, out),
                 Task::Fan(lsn, message) => self.fan_to_user(user, lsn, &message, out),
                 Task::Risen(lsn, convo) => self.risen(user, lsn, &convo, out),
                 Task::Tell { convo, seq, watermark, by, tally } => {
@@ -237,6 +243,7 @@ impl Sequencer {
         let owner = owner.expect("entered above");
         let session = Session::new(waiter.peer, address, number, manual, stream);
         owner.session = Some(Box::new(session));
+        self.tell_failures(user, &device, out);
         if !manual {
             self.catch_up(user, &device, None, out);
         }

@@ -114,6 +114,8 @@ impl World {
                     devices: Vec::new(),
                     cursors: Vec::new(),
                     groups: Vec::new(),
+                    dead: Vec::new(),
+                    failures: Vec::new(),
                     next: Bytes::new(),
                 },
                 _ => FromStore::Records { to, records: Bytes::new(), count: 0 },

@@ -6,6 +6,7 @@
 //! checks what it can see. What is durable is learnt from the disk alone, before anybody hears.
 
 pub mod connection;
+pub mod deaths;
 pub mod device;
 pub mod ledger;
 pub mod processes;
@@ -41,6 +42,8 @@ pub struct WorldOptions {
     pub segment_size: u64,
     /// What a sequencer keeps in memory.
     pub budget: Budget,
+    /// Milliseconds of service after which a letter is dead.
+    pub dead_after_ms: u64,
 }
 
 /// A process of the system.
@@ -80,6 +83,8 @@ impl World {
         let mut random = Random::new(seed);
         let disk = SimDisk::new(random.next_u64());
         disk.watch();
+        let mut ledger = Ledger::default();
+        ledger.deaths.age_ms = options.dead_after_ms;
         World {
             network: SimNetwork::new(random.next_u64(), options.network),
             disk,
@@ -88,7 +93,7 @@ impl World {
             sequencers: Vec::new(),
             store: None,
             devices: Vec::new(),
-            ledger: Ledger::default(),
+            ledger,
             witness: Witness::default(),
             trace,
             disk_is_held: false,

@@ -26,11 +26,17 @@ pub enum Keyspace {
     Groups = 9,
     /// (service time, big endian): where in the log it was that.
     Times = 40,
+    /// (conversation, seq, user): a dead letter.
+    Dead = 41,
+    /// (user, conversation): up to where his inbox was emptied into the dead letters.
+    DeadFloors = 42,
+    /// (sender, conversation, seq): what he is told of, at each connect.
+    Failures = 43,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 11] = [
+    pub const ALL: [Keyspace; 14] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -42,6 +48,9 @@ impl Keyspace {
         Keyspace::Memberships,
         Keyspace::Groups,
         Keyspace::Times,
+        Keyspace::Dead,
+        Keyspace::DeadFloors,
+        Keyspace::Failures,
     ];
 }
 

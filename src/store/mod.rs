@@ -10,6 +10,7 @@
 //! broken.
 
 pub mod core;
+mod dead_letters;
 pub mod device;
 pub mod directory;
 pub mod fjall_index;

@@ -206,8 +206,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::LoadUser { user, after }) => {
                 let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
-                let rows::UserPiece { devices, cursors, groups, next } = piece;
-                FromStore::User { to, devices, cursors, groups, next }
+                let rows::UserPiece { devices, cursors, groups, dead, failures, next } = piece;
+                FromStore::User { to, devices, cursors, groups, dead, failures, next }
             }
             Ok(ToStore::LoadMembers { convo, after }) => {
                 let piece = rows::group(&self.index, &convo, &after, ANSWER_SIZE_MAX)?;
@@ -226,6 +226,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::History { convo, before, limit, size_max }) => {
                 return self.history(to, &Page { convo, before, limit, size_max });
+            }
+            Ok(ToStore::FindOverdue { after, now_ms, age_ms }) => {
+                self.find_overdue(to, &after, now_ms, age_ms)?
+            }
+            Ok(ToStore::ListDead { user, convo, after }) => {
+                self.list_dead(to, user.as_ref(), convo.as_ref(), &after)?
             }
             Ok(ToStore::LoadWatermarks { convo }) => self.watermarks(to, &convo)?,
             Ok(ToStore::Overview { user, convos }) => self.overviews(to, &user, &convos)?,
@@ -308,7 +314,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         Ok((found, missing))
     }
 
-    fn message(
+    pub(super) fn message(
         &mut self,
         convo: &ConversationName,
         seq: u64,

@@ -10,10 +10,12 @@ use bytes::Bytes;
 
 use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
-use super::{Batch, StoreFault, retention};
+use super::{Batch, StoreFault, dead_letters, retention};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
-use crate::link::record::{ConversationName, Cursor, Id, LostMessage, Member, Message, Record};
+use crate::link::record::{
+    ConversationName, Cursor, Failure, Id, LostMessage, Member, Message, Record,
+};
 use crate::link::wire::{Reader, Wire, wire_struct};
 
 /// Above this many dedup entries a conversation's fingerprints are not listed.
@@ -128,6 +130,8 @@ pub struct UserPiece {
     pub devices: Vec<Id>,
     pub cursors: Vec<Cursor>,
     pub groups: Vec<(ConversationName, Member)>,
+    pub dead: Vec<(ConversationName, u64)>,
+    pub failures: Vec<Failure>,
     /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
     pub next: Bytes,
 }
@@ -143,7 +147,13 @@ pub fn user(
     let prefix = key(&[user]);
     let mut piece = UserPiece::default();
     let mut size = 0;
-    let kinds = [Keyspace::Devices, Keyspace::Cursors, Keyspace::Memberships];
+    let kinds = [
+        Keyspace::Devices,
+        Keyspace::Cursors,
+        Keyspace::Memberships,
+        Keyspace::DeadFloors,
+        Keyspace::Failures,
+    ];
     let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
     for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {
         let start = if begun == Some(place) { &after[1..] } else { prefix.as_slice() };
@@ -182,6 +192,22 @@ impl UserPiece {
             return match (texts(rest).as_deref(), member) {
                 (Some([convo]), Ok(member)) => {
                     self.groups.push((Id::from(*convo), member));
+                    true
+                }
+                _ => false,
+            };
+        }
+        if keyspace == Keyspace::Failures {
+            let failure = dead_letters::failure_of(rest, value);
+            let good = failure.is_some();
+            self.failures.extend(failure);
+            return good;
+        }
+        if keyspace == Keyspace::DeadFloors {
+            let floor = decode::<dead_letters::Floor>(keyspace, value);
+            return match (texts(rest).as_deref(), floor) {
+                (Some([convo]), Ok(floor)) => {
+                    self.dead.push((ConversationName::from(*convo), floor.upto));
                     true
                 }
                 _ => false,
@@ -356,6 +382,9 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         Keyspace::Members | Keyspace::Memberships => {
             value_is(decode::<Member>(keyspace, value).is_ok(), 2)
         }
+        Keyspace::Dead | Keyspace::DeadFloors | Keyspace::Failures => {
+            dead_letters::is_row(keyspace, row, value)
+        }
         Keyspace::Times => retention::is_time_row(row, value),
         Keyspace::Groups => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
     }
@@ -410,6 +439,14 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
             let value = present.then(Vec::new);
             rows.insert((Keyspace::Edges, key(&[name])), value);
         }
+        Record::Dead { user, convo, last, at, letters } => {
+            dead_letters::note_dead((user, convo), *last, *at, letters, rows);
+        }
+        Record::Replayed { user, convo, first, at, seqs } => {
+            dead_letters::note_replayed((user, convo), *first, *at, seqs, rows);
+        }
+        Record::Told { user, failures } => dead_letters::note_told(user, failures, rows),
+        Record::Forgotten { user, failures } => dead_letters::note_forgotten(user, failures, rows),
         Record::ServiceTime { ms } => retention::note_time(*ms, location, rows),
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
         Record::Lost { message: Some(message) } => note_lost(message, state, rows),
@@ -456,7 +493,7 @@ fn note_message(message: &Message, location: Location, state: &mut State, rows: 
 }
 
 /// Each text with its size before it.
-fn key(texts: &[&str]) -> Vec<u8> {
+pub(super) fn key(texts: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 2).sum());
     for text in texts {
         let size = u16::try_from(text.len()).expect("names came over the wire with a u16 size");
@@ -473,7 +510,7 @@ fn message_key(convo: &str, seq: u64) -> Vec<u8> {
 }
 
 /// The texts that a key is made of.
-fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
+pub(super) fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
     let mut found = Vec::new();
     while let Some((size, rest)) = key.split_first_chunk::<2>() {
         let (text, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
@@ -481,6 +518,16 @@ fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
         key = rest;
     }
     key.is_empty().then_some(found)
+}
+
+/// A row of `Keyspace::Cursors`.
+pub(super) fn cursor_row(row: &[u8], value: &[u8]) -> Option<Cursor> {
+    let (size, _) = row.split_first_chunk::<2>()?;
+    let (user, rest) = row.split_at_checked(2 + usize::from(u16::from_be_bytes(*size)))?;
+    match texts(user)?.as_slice() {
+        [user] => cursor(user, rest, value),
+        _ => None,
+    }
 }
 
 fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::deaths::Deaths;
 use crate::link::message::Watermark;
 use crate::link::record::{ConversationName, Cursor, GroupRole, Id, Member, Message, Record};
 use crate::link::wire::{Reader, Wire};
@@ -35,9 +36,7 @@ pub struct Ledger {
     epoch: u64,
     last_mid: u64,
     last_ts: u64,
-    service_ms: u64,
-    /// Since the world began.
-    monotonic_us: u64,
+    pub deaths: Deaths,
 }
 
 impl Ledger {
@@ -263,7 +262,13 @@ impl Ledger {
                 Ok(())
             }
             Record::Edge { .. } => Ok(()),
-            Record::ServiceTime { ms } => self.take_service_time(ms),
+            Record::ServiceTime { ms } => self.take_service_time(lsn, ms),
+            Record::Dead { user, convo, last, at, letters } => {
+                self.take_dead((&user, &convo), last, at, &letters)
+            }
+            Record::Replayed { user, convo, first, .. } => self.take_replayed(&user, &convo, first),
+            Record::Told { user, failures } => self.check_told(&user, &failures),
+            Record::Forgotten { .. } => Ok(()),
             Record::Lost { .. } => Err(format!("position {lsn} is lost")),
         }
     }
@@ -312,16 +317,13 @@ impl Ledger {
 
     /// The time that passes: service time is never ahead of it.
     pub fn pass(&mut self, monotonic_us: u64) {
-        self.monotonic_us = monotonic_us;
+        self.deaths.monotonic_us = monotonic_us;
     }
 
-    fn take_service_time(&mut self, ms: u64) -> Verdict {
-        if ms <= self.service_ms || ms > self.monotonic_us / 1_000 {
-            let (before, now_us) = (self.service_ms, self.monotonic_us);
-            return Err(format!("service time goes from {before} to {ms} ms at {now_us} us"));
-        }
-        self.service_ms = ms;
-        Ok(())
+    /// A message and its position.
+    pub(super) fn logged(&self, convo: &str, seq: u64) -> Option<(u64, &Message)> {
+        let index = usize::try_from(seq.checked_sub(1)?).ok()?;
+        self.messages.get(convo)?.get(index).map(|(lsn, message)| (*lsn, message))
     }
 
     fn take_position(&mut self, lsn: u64, position: u64) -> Verdict {
@@ -334,7 +336,7 @@ impl Ledger {
     }
 
     /// Nothing at or below the position lacks an acknowledgement or a marker at any target device.
-    fn check_position(&self, convo: &ConversationName) -> Verdict {
+    pub(super) fn check_position(&self, convo: &ConversationName) -> Verdict {
         let messages = self.messages.get(convo).map_or(&[][..], Vec::as_slice);
         let passed = messages.partition_point(|(lsn, _)| *lsn <= self.fanned_out) as u64;
         if passed == 0 {
@@ -353,9 +355,11 @@ impl Ledger {
             let nobody = BTreeSet::from([Id::from("")]);
             for device in self.devices.get(user).unwrap_or(&nobody) {
                 let cursor = self.cursors.get(&(user.into(), device.clone(), convo.clone()));
+                let dead = self.floor(user, convo);
                 let safe = cursor.is_some_and(|cursor| {
-                    let marked = cursor.marker != 0 && cursor.marker <= cursor.delivered + 1;
-                    cursor.delivered >= passed || marked
+                    let reached = cursor.delivered.max(dead);
+                    let marked = cursor.marker != 0 && cursor.marker <= reached + 1;
+                    reached >= passed || marked
                 });
                 if !safe {
                     let position = self.fanned_out;

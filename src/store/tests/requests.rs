@@ -164,7 +164,8 @@ fn reads_answer_what_was_written() {
     let found = harness.get(&ToStore::LoadUser { user: "bob".into(), after: Bytes::new() });
     let (to, devices) = (harness.number, vec!["pad".into()]);
     let (cursors, groups, next) = (vec![cursor], Vec::new(), Bytes::new());
-    assert_eq!(found, FromStore::User { to, devices, cursors, groups, next });
+    let (dead, failures) = (Vec::new(), Vec::new());
+    assert_eq!(found, FromStore::User { to, devices, cursors, groups, dead, failures, next });
 
     let lookup =
         |id: &str| ToStore::Lookup { convo: "g".into(), user: "alice".into(), id: id.into() };
