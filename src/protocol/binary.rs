@@ -178,10 +178,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Pong { reference, ts } => {
             Frame::begin(out, event_type::PONG).reference(reference).integer(tag::TS, ts);
         }
-        Event::Failed { convo, seq, id } => {
-            let mut frame = Frame::begin(out, event_type::FAILED);
-            frame.text(tag::CONVO, convo).integer(tag::SEQ, seq).text(tag::ID, id);
-        }
+        Event::Failed { convo, seq, id } => failed(convo, seq, id, out),
         Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, event_type::GOAWAY);
             frame.integer(tag::REASON, goodbye_number(goodbye));
@@ -198,6 +195,11 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.optional(tag::LIMIT, limit).optional(tag::RETRY_MS, retry_ms);
         }
     }
+}
+
+fn failed(convo: &str, seq: u64, id: &str, out: &mut Vec<u8>) {
+    let mut frame = Frame::begin(out, event_type::FAILED);
+    frame.text(tag::CONVO, convo).integer(tag::SEQ, seq).text(tag::ID, id);
 }
 
 /// The fields that any operation of this version has, not yet looked into.

@@ -16,10 +16,7 @@ pub struct Metrics {
     acknowledgements: Counter,
     replaced: Counter,
     group_changes: Counter,
-    dead_letters: Counter,
-    replayed: Counter,
-    failed_told: Counter,
-    service: Gauge,
+    expiry: Expiry,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -46,10 +43,7 @@ impl Metrics {
                 "Sends that repeated an accepted one and got its first answer",
             ),
             refused: counter("aldis_operations_refused_total", "Operations answered by an error"),
-            delivered: counter(
-                "aldis_messages_pushed_total",
-                "Live messages handed to edges, one per device",
-            ),
+            delivered: counter("aldis_messages_pushed_total", "Live pushes, one per device"),
             backlog: counter("aldis_backlog_messages_total", "Messages handed to edges late"),
             receipts: counter("aldis_receipts_total", "Receipts handed to edges"),
             markers: counter("aldis_markers_total", "Inbox markers written"),
@@ -65,16 +59,7 @@ impl Metrics {
                 "aldis_group_changes_total",
                 "Groups made and changes of their membership, durable",
             ),
-            dead_letters: counter(
-                "aldis_dead_letters_total",
-                "Messages that left a recipient's inbox undelivered, one per recipient",
-            ),
-            replayed: counter("aldis_dead_letters_replayed_total", "Dead letters put back"),
-            failed_told: counter("aldis_failed_told_total", "Told failed, one per device"),
-            service: registry.gauge(
-                "aldis_service_seconds",
-                "How long this system has served, over all lives: the time by which things expire",
-            ),
+            expiry: Expiry::new(registry),
             evicted: counter(
                 "aldis_evicted_total",
                 "Conversations and users dropped from memory to stay within the budget",
@@ -128,10 +113,7 @@ impl Metrics {
         self.acknowledgements.set(counters.acknowledgements_total);
         self.replaced.set(counters.replaced_total);
         self.group_changes.set(counters.group_changes_total);
-        self.dead_letters.set(counters.dead_letters_total);
-        self.replayed.set(counters.replayed_total);
-        self.failed_told.set(counters.failed_told_total);
-        self.service.set((logic.service_ms() / 1_000) as _);
+        self.expiry.publish(logic);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);
@@ -143,5 +125,39 @@ impl Metrics {
         self.link_violations.set(links.violations_total);
         self.send.publish(&logic.latencies.send, now_us);
         self.append.publish(&logic.latencies.append, now_us);
+    }
+}
+
+/// What is published of time and of what did not come in time.
+struct Expiry {
+    dead_letters: Counter,
+    replayed: Counter,
+    failed_told: Counter,
+    service: Gauge,
+}
+
+impl Expiry {
+    fn new(registry: &Registry) -> Expiry {
+        let counter = |name, help| registry.counter(name, help);
+        Expiry {
+            dead_letters: counter(
+                "aldis_dead_letters_total",
+                "Messages that left a recipient's inbox undelivered, one per recipient",
+            ),
+            replayed: counter("aldis_dead_letters_replayed_total", "Dead letters put back"),
+            failed_told: counter("aldis_failed_told_total", "Told failed, one per device"),
+            service: registry.gauge(
+                "aldis_service_seconds",
+                "How long this system has served, over all lives: the time by which things expire",
+            ),
+        }
+    }
+
+    fn publish(&mut self, logic: &Sequencer) {
+        let counters = &logic.counters;
+        self.dead_letters.set(counters.dead_letters_total);
+        self.replayed.set(counters.replayed_total);
+        self.failed_told.set(counters.failed_told_total);
+        self.service.set((logic.service_ms() / 1_000) as _);
     }
 }

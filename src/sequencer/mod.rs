@@ -7,6 +7,7 @@ pub mod budget;
 mod conversation;
 pub mod core;
 pub mod dead_letters;
+mod desk;
 mod fanout;
 mod group;
 mod inbox;

@@ -16,4 +16,6 @@ pub struct SequencerOptions {
     /// The shared secret of the link's hello, at least 32 bytes.
     pub secret: Vec<u8>,
     pub admin: AdminOptions,
+    /// What is not delivered within so many milliseconds of service is a dead letter.
+    pub dead_after_ms: u64,
 }

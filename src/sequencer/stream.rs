@@ -142,7 +142,8 @@ impl Session {
         PushTarget { address: self.address, session: self.number, stream: self.stream }
     }
 
-    /// Decides about a live message; up to `floor` the device has everything. Counts it as pushed if so.
+    /// Decides about a live message; up to `floor` the device has everything. Counts it as pushed
+    /// if so.
     pub fn live(&mut self, convo: &ConversationName, seq: u64, floor: u64) -> Live {
         if self.manual {
             return Live::Skip;

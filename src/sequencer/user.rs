@@ -88,9 +88,9 @@ impl DeviceCursor {
         self.delivered.max(self.dead)
     }
 
-    /// The message `seq` is in good hands durably: acknowledged, dead, or behind a marker that no row
-    /// under way removes. (Without the latter: marker durable, its removal decided, a new message
-    /// counted as marked, the removal durable, a crash, and the message is in no inbox.)
+    /// The message `seq` is in good hands durably: acknowledged, dead, or behind a marker that no
+    /// row under way removes. (Without the latter: marker durable, its removal decided, a new
+    /// message counted as marked, the removal durable, a crash, and the message is in no inbox.)
     pub fn settles(&self, seq: u64) -> bool {
         let marked = self.durable_marker != 0 && self.marker != 0 && self.removals == 0;
         self.durable_delivered.max(self.dead) >= seq || marked

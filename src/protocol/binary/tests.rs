@@ -100,7 +100,10 @@ fn take_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
 
 /// The naive decoder of events: the JSON that says the same.
 fn as_json(message: &[u8]) -> Value {
-    let name = EVENTS[usize::from(message[0] - 0x81)];
+    let name = match message[0] {
+        0xc6 => "failed",
+        kind => EVENTS[usize::from(kind - 0x81)],
+    };
     let mut object = fields_as_json(&message[1..], name);
     object.insert("t".into(), name.into());
     object.into()
@@ -299,6 +302,7 @@ proptest! {
         says_the_same(Event::Page { reference, convo, messages: &messages, more: flag });
         says_the_same(Event::Conversations { reference, convos: &standings });
         says_the_same(Event::Pong { reference, ts });
+        says_the_same(Event::Failed { convo, seq, id });
         for goodbye in [Goodbye::Drain, Goodbye::Replaced, Goodbye::Overload, Goodbye::Slow] {
             says_the_same(Event::Goaway { goodbye, reconnect_ms: limit });
         }
