@@ -1,11 +1,13 @@
 // The page of Aldis: two real clients of /v1/connect, and a witness that compares what one was told
 // with what the other received. No framework, no build step.
 //
-// `client.js` speaks the protocol, `witness.js` counts broken promises, `pane.js` draws one side,
-// this file puts them together with the kill buttons, the load and the counters.
+// `sdk/` speaks the protocol (compiled from clients/typescript), `session.js` and `conversation.js`
+// are what one client knows, `pane.js`, `messages.js` and `dialogs.js` draw it, `witness.js` counts
+// broken promises; this file puts them together with the kill buttons, the load and the counters.
+// `/?user=NAME` is one client alone, `/?left=NAME&right=NAME` are these two.
 
 import { announce } from './announcer.js';
-import { Pane, deviceOf } from './pane.js';
+import { Pane } from './pane.js';
 import { Witness } from './witness.js';
 
 const COUNTERS_MS = 250;
@@ -17,6 +19,8 @@ async function start() {
   const parameters = new URLSearchParams(location.search);
   const needsToken = await asksForTokens();
   const tokens = needsToken ? takeTokens() : [];
+  const alone = parameters.get('user');
+  if (alone) return startAlone(alone, needsToken, tokens[0]);
   const named = [
     parameters.get('left') || userOf(tokens[0]) || 'alice',
     parameters.get('right') || userOf(tokens[1]) || 'bob',
@@ -29,25 +33,46 @@ async function start() {
   ];
   const panes = [];
   for (const [user, peer, token] of sides) {
-    const device = await deviceOf(user);
-    panes.push(new Pane({ user, peer, device, witness, needsToken, token }));
+    panes.push(await Pane.open({ user, peer, witness, needsToken, token }));
   }
-  witness.clients = panes.map((pane) => pane.client);
+  witness.clients = panes.map((pane) => pane.session);
   document.getElementById('panes').append(...panes.map((pane) => pane.root));
   const query = `user=${encodeURIComponent(right)}`;
+  for (const [id, user] of [['left-alone', left], ['right-alone', right]]) {
+    const link = document.getElementById(id);
+    link.textContent = user;
+    link.href = `/?user=${encodeURIComponent(user)}`;
+  }
   document.getElementById('here').textContent =
     `websocat 'ws://${location.host}/v1/connect?${needsToken ? 'token=...' : query}'`;
   if (needsToken) withoutKills();
-  for (const pane of panes) pane.client.goOnline();
+  wireLines(panes);
   const load = wireLoad(panes);
   wireKills(witness, panes, load);
+  setInterval(() => showWitnessed(witness, panes), COUNTERS_MS);
+}
+
+/** One client as large as the window, for its own user. */
+async function startAlone(user, needsToken, token) {
+  document.body.classList.add('alone');
+  document.title = `${user} - Aldis`;
+  const pane = await Pane.open({ user, needsToken, token });
+  const heading = document.createElement('h1');
+  heading.className = 'unseen';
+  heading.textContent = document.title;
+  document.getElementById('panes').append(heading, pane.root);
+  wireLines([pane]);
+}
+
+/** All go online, and again as soon as the browser has a network. */
+function wireLines(panes) {
+  for (const pane of panes) pane.session.goOnline();
   document.addEventListener('visibilitychange', () => {
-    for (const pane of panes) pane.client.readSoon();
+    for (const pane of panes) pane.readSoon();
   });
   window.addEventListener('online', () => {
-    for (const pane of panes) if (pane.client.wanted) pane.client.goOnline();
+    for (const { session } of panes) if (session.wanted) session.goOnline();
   });
-  setInterval(() => showWitnessed(witness, panes), COUNTERS_MS);
 }
 
 /** The edge says on each of its files how clients prove who they are. */
@@ -88,7 +113,7 @@ function wireLoad(panes) {
     clearInterval(load.timer);
     load.timer = load.timer ? null : setInterval(() => {
       const [writer, word] = load.round % 2 === 0 ? [panes[0], 'ping'] : [panes[1], 'pong'];
-      writer.write(`${word} ${Math.floor(load.round / 2) + 1}`);
+      writer.write(`${word} ${Math.floor(load.round / 2) + 1}`, writer.session.direct);
       load.round += 1;
     }, LOAD_MS);
     for (const pane of panes) pane.isQuiet = load.timer !== null;
@@ -108,8 +133,9 @@ function wireKills(witness, panes, load) {
       if (kill.refusal !== null) return;
       witness.killed(kill);
       setTimeout(() => {
-        const writer = panes.find((pane) => pane.client.wanted);
-        if (load.timer === null) writer?.write(`Still there after kill -9 ${kill.child}?`);
+        const writer = panes.find((pane) => pane.session.wanted);
+        if (load.timer !== null) return;
+        writer?.write(`Still there after kill -9 ${kill.child}?`, writer.session.direct);
       }, PROBE_MS);
     });
   }
@@ -143,7 +169,7 @@ function showCounters(witness, panes) {
     disordered: witness.disordered,
     accepted: witness.accepted,
     arrived: witness.arrivedCount,
-    waiting: panes.reduce((sum, pane) => sum + pane.client.unanswered.size, 0),
+    waiting: panes.reduce((sum, pane) => sum + pane.session.client.outbox.length, 0),
     median: milliseconds(witness.latencyAt(0.5)),
     slowest: milliseconds(witness.latencyAt(1)),
   };

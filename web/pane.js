@@ -1,16 +1,17 @@
-// One side of the page: what one client has to show, and what a person does with it.
+// One client on the page: its conversations, the one that is open, what a person does with them.
 
-import { Client, randomHex } from './client.js';
 import { announce } from './announcer.js';
+import { paint } from './avatar.js';
+import { deviceOf } from './device.js';
+import { askForMembers, askForNew } from './dialogs.js';
+import { Messages } from './messages.js';
+import { Session } from './session.js';
+import { wordsOf } from './conversation.js';
 
-const BUBBLES_MAX = 200;
-/** So near to the end, the newest message is kept in sight. */
-const PINNED_PX = 60;
-/** What scrolls so soon after a person touched the list is that person's wish. */
-const TOUCH_MS = 1_000;
 const READ_SHARE = 0.4;
-const DEVICE_TRIES = 4;
-const DEVICE_PAUSE_MS = 150;
+const READ_MS = 450;
+/** How often what only time changes is looked at: typing that is over. */
+const STALE_MS = 1_000;
 
 const STATES = {
   offline: 'offline',
@@ -18,70 +19,81 @@ const STATES = {
   waiting: 'reconnecting',
   online: 'online',
   replaced: 'opened elsewhere',
+  revoked: 'this device was signed out',
   token: 'needs a token',
 };
-const TICKS = {
-  waiting: 'on its way',
-  sent: 'accepted',
-  delivered: 'delivered',
-  read: 'read',
-  failed: 'refused',
-};
-const CLOCK = new Intl.DateTimeFormat([], {
-  hour: '2-digit', minute: '2-digit', second: '2-digit',
+const SEEN = new Intl.DateTimeFormat([], {
+  day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit',
 });
+const CLOCK = new Intl.DateTimeFormat([], { hour: '2-digit', minute: '2-digit' });
 
 export class Pane {
-  constructor({ user, peer, device, witness, needsToken, token }) {
+  static async open({ user, peer, witness, needsToken, token }) {
+    const pane = new Pane(user);
+    const events = pane.events();
+    const device = await deviceOf(user);
+    pane.session = await Session.open({
+      user, peer, device, witness, needsToken, token, events,
+    });
+    pane.dress();
+    pane.listen();
+    if (pane.session.direct) pane.openConversation(pane.session.direct);
+    else pane.root.dataset.view = 'list';
+    pane.showState();
+    pane.showList();
+    return pane;
+  }
+
+  constructor(user) {
+    this.user = user;
     this.root = document.getElementById('pane').content.firstElementChild.cloneNode(true);
-    this.list = this.root.querySelector('.messages');
     this.toggle = this.root.querySelector('.switch input');
-    this.newer = this.root.querySelector('.newer');
-    this.bubbles = new Map();
+    this.rows = new Map();
     this.isQuiet = false;
     this.isOnScreen = true;
-    // Whether the newest message is kept in sight. Kept, since asking costs a layout each time.
-    this.isPinned = true;
-    this.touchedAt = -Infinity;
-    this.unseen = 0;
-    this.client = new Client({
-      user, peer, device, witness, needsToken, token, outbox: takeOutbox(user), events: this.events(),
+    this.messages = new Messages(this.root, {
+      older: () => this.loadOlder(),
+      seen: () => this.readSoon(),
     });
-    this.dress(user, peer);
-    this.listen();
-    for (const entry of this.client.unanswered.values()) this.showOwn(entry);
-    this.showState();
   }
 
   events() {
     return {
       state: () => this.showState(),
-      arrived: (message) => this.arrived(message),
-      remembered: (message) => this.showReceived(message),
-      answered: (entry) => this.settle(entry),
-      moved: () => this.showTicks(),
-      mayRead: () => document.visibilityState === 'visible' && this.isOnScreen && this.isPinned,
+      listed: () => this.showSoon(),
+      arrived: (conversation, item) => this.arrived(conversation, item),
+      changed: (conversation, item) => {
+        if (conversation === this.current) this.messages.changed(item);
+        this.showState();
+        this.showSoon();
+      },
+      moved: (conversation) => {
+        if (conversation === this.current) this.messages.showTicks();
+        this.showSoon();
+      },
     };
   }
 
-  dress(user, peer) {
-    this.root.querySelector('h2').textContent = user;
-    this.root.querySelector('.avatar').textContent = [...user][0];
-    this.root.setAttribute('aria-label', `${user}'s side`);
-    this.list.setAttribute('aria-label', `Messages of ${user} and ${peer}`);
-    this.composer = this.root.querySelector('.composer:not(.token)');
-    this.tokenForm = this.root.querySelector('.token');
+  dress() {
+    const { root, user } = this;
+    const find = (selector) => root.querySelector(selector);
+    find('h2').textContent = user;
+    paint(find('header .avatar'), user);
+    root.setAttribute('aria-label', `${user}'s side`);
+    find('.list').setAttribute('aria-label', `${user}'s conversations`);
+    this.list = find('.rows');
+    this.composer = find('.composer:not(.token)');
+    this.tokenForm = find('.token');
     this.tokenField = this.tokenForm.querySelector('input');
     this.tokenField.placeholder = `Token of ${user}`;
     this.tokenField.setAttribute('aria-label', this.tokenField.placeholder);
     this.tokenForm.title = `aldis token --jwt-key FILE --user ${user}`;
     this.field = this.composer.querySelector('textarea');
-    this.field.placeholder = `Write to ${peer}`;
-    this.field.setAttribute('aria-label', `Message from ${user} to ${peer}`);
     this.toggle.setAttribute('aria-label', `${user} is online`);
   }
 
   listen() {
+    const find = (selector) => this.root.querySelector(selector);
     this.composer.addEventListener('submit', (event) => {
       event.preventDefault();
       this.submit();
@@ -90,36 +102,44 @@ export class Pane {
       event.preventDefault();
       const token = this.tokenField.value.trim();
       this.tokenField.value = '';
-      if (token !== '') this.client.useToken(token);
+      if (token !== '') this.session.useToken(token);
     });
     this.field.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.submit();
     });
+    this.field.addEventListener('input', () => {
+      if (this.field.value !== '' && this.current) this.session.client.typing(this.current.name);
+    });
     this.toggle.addEventListener('change', () => {
-      if (this.toggle.checked) this.client.goOnline();
-      else this.client.goOffline();
+      if (this.toggle.checked) this.session.goOnline();
+      else this.session.goOffline();
     });
-    this.newer.addEventListener('click', () => {
-      this.pin();
-      this.list.focus({ preventScroll: true });
+    find('.back').addEventListener('click', () => {
+      this.root.dataset.view = 'list';
+      (this.rows.get(this.current?.name)?.button ?? find('.begin')).focus();
     });
-    for (const kind of ['wheel', 'touchmove', 'pointerdown', 'keydown']) {
-      this.list.addEventListener(kind, () => {
-        this.touchedAt = performance.now();
-      }, { passive: true });
-    }
-    this.list.addEventListener('scroll', () => this.scrolled(), { passive: true });
-    // A phone's keyboard, or a longer draft, takes room away.
-    new ResizeObserver(() => {
-      if (this.isPinned) this.scrollSoon();
-    }).observe(this.list);
-    window.addEventListener('pagehide', () => keepOutbox(this.client));
+    find('.begin').addEventListener('click', () => askForNew(this));
+    find('.about').addEventListener('click', () => askForMembers(this, this.current));
     new IntersectionObserver(([entry]) => {
       this.isOnScreen = entry.isIntersecting;
-      this.client.readSoon();
+      this.readSoon();
     }, { threshold: READ_SHARE }).observe(this.root);
+    setInterval(() => this.showSoon(), STALE_MS);
+  }
+
+  // What a person does.
+
+  openConversation(conversation) {
+    this.current = conversation;
+    this.root.dataset.view = 'chat';
+    this.messages.open(conversation);
+    this.showHead();
+    this.showList();
+    if (!conversation.isOpened) this.loadOlder();
+    if (conversation.isGroup && !conversation.group) this.session.loadGroup(conversation);
+    this.readSoon();
   }
 
   submit() {
@@ -127,194 +147,177 @@ export class Pane {
     this.field.value = '';
   }
 
-  write(text) {
-    this.showOwn(this.client.send(text));
-    this.pin();
+  /** Into the conversation that is open, unless another one is named. */
+  write(text, conversation = this.current) {
+    const item = this.session.write(conversation, text);
+    if (conversation === this.current) {
+      this.messages.changed(item);
+      this.messages.pin();
+    }
     this.showState();
+    this.showSoon();
   }
 
-  arrived(message) {
-    this.showReceived(message);
-    if (message.from === this.client.user) return;
-    if (!this.isQuiet) announce(`${message.from} to ${this.client.user}: ${textOf(message)}`);
-    if (this.isPinned) return;
-    this.unseen += 1;
-    this.showNewer();
+  async loadOlder() {
+    const conversation = this.current;
+    if (this.session.state !== 'online' || !conversation?.hasMore) return;
+    const items = await this.session.loadOlder(conversation);
+    if (conversation !== this.current) return;
+    this.messages.prepend(items);
+    this.readSoon();
+    this.showSoon();
   }
 
-  showOwn(entry) {
-    this.show(entry.id, { text: entry.text, ts: entry.ts, isMine: true, entry });
-  }
-
-  showReceived(message) {
-    const { id, seq, ts, from } = message;
-    this.show(id, { text: textOf(message), seq, ts, isMine: from === this.client.user });
-  }
-
-  show(id, { text, seq, ts, isMine, entry }) {
-    const key = isMine ? `mine ${id}` : `theirs ${seq}`;
-    const known = this.bubbles.get(key);
-    if (known) {
-      this.place(known, seq, ts);
-      return;
-    }
-    const element = document.getElementById('message').content.firstElementChild.cloneNode(true);
-    element.querySelector('.text').textContent = text;
-    element.classList.toggle('mine', isMine);
-    const bubble = { key, element, isMine, entry };
-    this.bubbles.set(key, bubble);
-    this.place(bubble, seq, ts);
-    while (this.list.childElementCount > BUBBLES_MAX) {
-      this.bubbles.delete(this.list.firstElementChild.dataset.key);
-      this.list.firstElementChild.remove();
-    }
-    if (this.isPinned) this.scrollSoon();
-  }
-
-  /** In order of places; what has none yet stands below. */
-  place(bubble, seq, ts) {
-    const { element } = bubble;
-    bubble.seq = seq ?? bubble.seq;
-    element.dataset.key = bubble.key;
-    element.dataset.seq = bubble.seq ?? '';
-    const time = element.querySelector('time');
-    time.textContent = CLOCK.format(ts);
-    time.dateTime = new Date(ts).toISOString();
-    element.querySelector('.seq').textContent = bubble.seq ? `#${bubble.seq}` : '';
-    const rank = (other) => (other.dataset.seq === '' ? Infinity : Number(other.dataset.seq));
-    let after = element.parentNode ? element.previousElementSibling : this.list.lastElementChild;
-    while (after && rank(after) > rank(element)) after = after.previousElementSibling;
-    const before = after ? after.nextElementSibling : this.list.firstElementChild;
-    if (before !== element) this.list.insertBefore(element, before);
-    this.tick(bubble);
-  }
-
-  settle(entry) {
-    const bubble = this.bubbles.get(`mine ${entry.id}`);
-    if (bubble) {
-      this.place(bubble, entry.seq, entry.ts);
-      if (entry.reason) {
-        const reason = bubble.element.querySelector('.reason');
-        reason.textContent = entry.reason;
-        reason.hidden = false;
+  /** Something became readable, or the page came to the front. */
+  readSoon() {
+    if (this.reading) return;
+    this.reading = setTimeout(() => {
+      this.reading = undefined;
+      const isSeen = document.visibilityState === 'visible' && this.isOnScreen;
+      if (isSeen && this.isChatShown && this.messages.isPinned) {
+        this.session.markRead(this.current);
       }
+    }, READ_MS);
+  }
+
+  get isChatShown() {
+    return this.current !== undefined && this.composer.offsetParent !== null;
+  }
+
+  // What is shown.
+
+  arrived(conversation, item) {
+    this.showSoon();
+    if (conversation === this.current) {
+      this.messages.arrived(item);
+      this.readSoon();
+    } else {
+      conversation.trim();
     }
-    this.showState();
-  }
-
-  showTicks() {
-    for (const bubble of this.bubbles.values()) this.tick(bubble);
-  }
-
-  tick(bubble) {
-    if (!bubble.isMine) return;
-    const { peerDelivered, peerRead } = this.client;
-    let ticks = bubble.entry?.state === 'failed' ? 'failed' : 'waiting';
-    if (bubble.seq) ticks = 'sent';
-    if (bubble.seq <= peerDelivered) ticks = 'delivered';
-    if (bubble.seq <= peerRead) ticks = 'read';
-    if (bubble.element.dataset.ticks === ticks) return;
-    bubble.element.dataset.ticks = ticks;
-    const drawing = bubble.element.querySelector('.ticks');
-    drawing.setAttribute('aria-label', TICKS[ticks]);
-    drawing.querySelector('title').textContent = TICKS[ticks];
-    drawing.querySelector('use').setAttribute('href', `#ticks-${ticks}`);
+    if (item.isMine || item.change || this.isQuiet) return;
+    announce(`${item.from} to ${this.user}: ${item.text}`);
   }
 
   showState() {
-    const { client } = this;
-    if (!client) return;
-    const queued = client.unanswered.size;
-    const asks = client.state === 'token';
-    const word = (asks && client.problem) || STATES[client.state];
-    const isNews = client.state !== 'online' && queued > 0;
+    const { session } = this;
+    if (!session?.client) return;
+    const queued = session.client.outbox.length;
+    const asks = session.state === 'token';
+    const word = (asks && session.problem) || STATES[session.state];
+    const isNews = session.state !== 'online' && queued > 0;
     const status = isNews ? `${word}, ${queued} waiting` : word;
-    if (this.root.dataset.state !== client.state) {
-      this.root.dataset.state = client.state;
-      announce(`${client.user} is ${word}`);
+    if (this.root.dataset.state !== session.state) {
+      this.root.dataset.state = session.state;
+      announce(`${this.user} is ${word}`);
+      if (session.state === 'online' && this.current && !this.current.isOpened) this.loadOlder();
+      this.readSoon();
     }
     this.tokenForm.hidden = !asks;
     this.composer.hidden = asks;
-    const line = this.root.querySelector('.status');
-    if (line.textContent !== status) line.textContent = status;
-    this.toggle.checked = client.wanted && !asks;
+    write(this.root.querySelector('.status'), status);
+    this.toggle.checked = session.wanted && !asks;
   }
 
-  scrolled() {
-    const { scrollHeight, scrollTop, clientHeight } = this.list;
-    const isNear = scrollHeight - scrollTop - clientHeight < PINNED_PX;
-    // Messages that came since our own scrolling leave the end behind, without anybody's wish.
-    const isWished = !this.isScrolling || performance.now() - this.touchedAt < TOUCH_MS;
-    if (isNear || isWished) this.isPinned = isNear;
-    if (this.isPinned) this.unseen = 0;
-    this.showNewer();
-    this.client.readSoon();
-  }
-
-  showNewer() {
-    this.newer.hidden = this.isPinned;
-    const count = this.unseen === 1 ? '1 new message' : `${this.unseen} new messages`;
-    this.newer.textContent = this.unseen === 0 ? 'Go to the newest' : count;
-  }
-
-  pin() {
-    this.isPinned = true;
-    this.unseen = 0;
-    this.showNewer();
-    this.scrollSoon();
-  }
-
-  /** To the newest message, once for all that came since the last picture. */
-  scrollSoon() {
-    if (this.isScrolling) return;
-    this.isScrolling = true;
+  /** Once for all that changed since the last picture. */
+  showSoon() {
+    if (this.isShowing) return;
+    this.isShowing = true;
     requestAnimationFrame(() => {
-      this.isScrolling = false;
-      this.list.scrollTop = this.list.scrollHeight;
+      this.isShowing = false;
+      this.showList();
+      this.showHead();
     });
+  }
+
+  showHead() {
+    const { current, root, session } = this;
+    root.querySelector('.chat').classList.toggle('empty', current === undefined);
+    this.showBadge(root.querySelector('.back .badge'), session.unread - (current?.unread ?? 0));
+    if (current === undefined) return;
+    write(root.querySelector('h3'), current.title);
+    paint(root.querySelector('.head .avatar'), current.title);
+    this.showPresence(root.querySelector('.head .avatar'), current);
+    write(root.querySelector('.subtitle'), this.subtitleOf(current));
+    root.querySelector('.about').hidden = !current.isGroup;
+    const placeholder = current.hasLeft ? 'You are not in this group' : `Write to ${current.title}`;
+    this.field.placeholder = placeholder;
+    this.field.disabled = current.hasLeft;
+    const whom = current.isGroup ? current.name : current.peer;
+    this.field.setAttribute('aria-label', `Message from ${this.user} to ${whom}`);
+    this.messages.list.setAttribute('aria-label', `Messages of ${this.user} and ${whom}`);
+  }
+
+  subtitleOf(conversation) {
+    const typists = conversation.typing(performance.now());
+    if (typists.length > 0 && !conversation.isGroup) return 'typing...';
+    if (typists.length === 1) return `${typists[0]} is typing...`;
+    if (typists.length > 1) return `${typists.length} are typing...`;
+    if (conversation.hasLeft) return 'not a member';
+    if (conversation.isGroup) {
+      const { members } = conversation.group ?? { members: [] };
+      const online = members.filter((user) => this.session.presence.get(user)?.state === 'online');
+      const count = members.length === 1 ? '1 member' : `${members.length} members`;
+      return online.length > 0 ? `${count}, ${online.length} online` : count;
+    }
+    const { state, last_seen: lastSeen } = this.session.presence.get(conversation.peer) ?? {};
+    if (state === 'offline' && lastSeen) return `last seen ${SEEN.format(lastSeen)}`;
+    return state ?? '';
+  }
+
+  showPresence(avatar, { peer }) {
+    const state = peer === undefined ? undefined : this.session.presence.get(peer)?.state;
+    avatar.dataset.presence = state ?? '';
+  }
+
+  showBadge(badge, count) {
+    badge.hidden = count <= 0;
+    write(badge.querySelector('b'), count > 99 ? '99+' : String(count));
+  }
+
+  showList() {
+    let before = this.list.firstElementChild;
+    for (const conversation of this.session.sorted) {
+      const row = this.rows.get(conversation.name) ?? this.newRow(conversation);
+      this.showRow(row, conversation);
+      if (row.element === before) before = before.nextElementSibling;
+      else this.list.insertBefore(row.element, before);
+    }
+  }
+
+  newRow(conversation) {
+    const element = document.getElementById('row').content.firstElementChild.cloneNode(true);
+    const row = { element, button: element.querySelector('button') };
+    row.button.addEventListener('click', () => {
+      this.openConversation(conversation);
+      if (this.field.offsetParent) this.field.focus({ preventScroll: true });
+    });
+    this.rows.set(conversation.name, row);
+    return row;
+  }
+
+  showRow({ element, button }, conversation) {
+    const find = (selector) => element.querySelector(selector);
+    const { last, unread, title } = conversation;
+    if (conversation === this.current) button.setAttribute('aria-current', 'true');
+    else button.removeAttribute('aria-current');
+    paint(find('.avatar'), title);
+    this.showPresence(find('.avatar'), conversation);
+    write(find('.title'), title);
+    write(find('time'), last ? CLOCK.format(last.ts) : '');
+    const isTyped = conversation.typing(performance.now()).length > 0;
+    write(find('.preview'), isTyped ? 'typing...' : previewOf(conversation));
+    this.showBadge(find('.badge'), unread);
   }
 }
 
-/**
- * A device for each user of this tab, the same after a reload. A duplicated tab gets a copy of the
- * storage, but not of the lock: two of one device would push each other out.
- */
-export async function deviceOf(user) {
-  const key = `aldis-device-${user}`;
-  const known = sessionStorage.getItem(key);
-  // A page that reloads may hold the lock for a moment longer.
-  for (let attempt = 0; known && attempt < DEVICE_TRIES; attempt += 1) {
-    if (await take(known)) return known;
-    await new Promise((resolve) => setTimeout(resolve, DEVICE_PAUSE_MS));
-  }
-  const device = `web-${randomHex(6)}`;
-  sessionStorage.setItem(key, device);
-  await take(device);
-  return device;
+function previewOf({ last, isGroup }) {
+  if (last === undefined) return '';
+  if (last.change) return wordsOf(last);
+  const line = last.text.slice(0, 120);
+  if (last.isMine) return `You: ${line}`;
+  return isGroup ? `${last.from}: ${line}` : line;
 }
 
-/** Holds the lock of this name for as long as the page lives. False: another page holds it. */
-function take(device) {
-  if (!navigator.locks) return Promise.resolve(true);
-  return new Promise((resolve) => {
-    navigator.locks.request(`aldis-${device}`, { ifAvailable: true }, (lock) => {
-      resolve(lock !== null);
-      return lock && new Promise(() => {});
-    });
-  });
-}
-
-function keepOutbox({ user, outbox }) {
-  sessionStorage.setItem(`aldis-outbox-${user}`, JSON.stringify(outbox));
-}
-
-function takeOutbox(user) {
-  const key = `aldis-outbox-${user}`;
-  const kept = sessionStorage.getItem(key);
-  sessionStorage.removeItem(key);
-  return kept ? JSON.parse(kept) : [];
-}
-
-function textOf({ body, body64 }) {
-  return body ?? `${Math.floor((body64?.length ?? 0) * 0.75)} bytes that are not text`;
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }

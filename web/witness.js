@@ -42,7 +42,7 @@ export class Witness {
     this.note(seq, mid);
     this.accepted += 1;
     const peer = this.peerOf(client);
-    if (peer.places.midOf.get(seq) === mid) {
+    if (peer.seen?.get(seq) === mid) {
       this.arrivedCount += 1;
     } else {
       // A device that never connected starts at what its user's other devices have acknowledged.
@@ -50,10 +50,12 @@ export class Witness {
     }
   }
 
-  /** `client` received a message; `verdict` says whether its place was new to it. */
-  arrived(client, { seq, mid, from, id }, verdict) {
+  /** `client` received a message, perhaps again. */
+  arrived(client, { seq, mid, from, id }) {
     this.note(seq, mid);
-    if (verdict !== 'new') return;
+    client.seen ??= new Map();
+    if (client.seen.has(seq)) return;
+    remember(client.seen, seq, mid);
     client.idsSeen ??= new Map();
     if (client.idsSeen.has(`${from} ${id}`)) this.duplicated += 1;
     remember(client.idsSeen, `${from} ${id}`, seq);

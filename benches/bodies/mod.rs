@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::rc::Rc;
 
-use aldis::arena::{Key, Slab, Wheel};
+use aldis::arena::{Slab, Wheel};
 use aldis::framer::{Event, Framer, Input, Opcode, encode_frame, mask};
 use aldis::link::frame::{FrameKind, FrameReader, write_frame};
 use aldis::link::message::{Address, Target, ToSequencer};
@@ -118,7 +118,7 @@ fn wheel(scale: Scale) -> Bench {
     let run = move || {
         for slot in 0..scale.items as u32 {
             let deadline_ms = now_ms + 30_000 + u64::from(slot % 1_000);
-            wheel.insert(Key { slot, generation: 0 }, deadline_ms);
+            wheel.insert(slot, deadline_ms);
         }
         now_ms += 32_000;
         expired.clear();

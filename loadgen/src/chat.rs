@@ -1,30 +1,20 @@
 //! `chat`: pairs of users, of which one writes to the other, at a rate that the server's answers do
-//! not slow down.
-//!
-//! An open loop: message `k` is due at `start + k / rate`, and its latency counts from there, also
-//! when the generator or the socket could not take it in time. A loop that waits for answers would
-//! leave out just the messages that a slow moment delays (coordinated omission).
+//! not slow down (see `messages`).
 
 mod ledger;
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use hdrhistogram::Histogram;
-use serde::Deserialize;
-
 use crate::accounting::Accounts;
 use crate::fleet::{Conversation, Outboxes};
-use crate::run::{Measured, PerSecond, Schedule, Timeline, Workload, latency_histogram};
+use crate::messages::{Bodies, Due, Incoming, Measure, OpenLoop};
+use crate::run::{Measured, Schedule, Workload};
 use crate::websocket::Opcode;
 use ledger::Ledger;
 
-/// A body begins with its message's number in this many hexadecimal digits.
-pub const SIZE_MIN: usize = 16;
 /// Connections of a pair: the one that writes, and the one that hears it.
 pub const PAIR: usize = 2;
-const NS_PER_S: f64 = 1e9;
 
 #[derive(Clone, Debug)]
 pub struct ChatOptions {
@@ -38,22 +28,14 @@ pub struct ChatOptions {
 
 /// See the module.
 pub struct Chat {
-    options: ChatOptions,
     pairs: Vec<Pair>,
     ready_count: usize,
-    schedule: Schedule,
-    /// Messages that were due so far.
-    due_count: u64,
-    is_sending: bool,
-    filling: String,
+    pace: OpenLoop,
+    bodies: Bodies,
     frame: String,
     accounts: Accounts,
     first_refusal: Option<String>,
-    sent: Histogram<u64>,
-    delivered: Histogram<u64>,
-    late: Histogram<u64>,
-    per_second: PerSecond,
-    timeline: Timeline,
+    measure: Measure,
 }
 
 struct Pair {
@@ -61,24 +43,6 @@ struct Pair {
     receiver: String,
     convo: String,
     ledger: Ledger,
-}
-
-/// The fields of the server's frames that matter here.
-#[derive(Debug, Deserialize)]
-struct Incoming<'a> {
-    #[serde(borrow)]
-    t: Cow<'a, str>,
-    #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
-    seq: Option<u64>,
-    #[serde(borrow, default)]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    body: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    code: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    message: Option<Cow<'a, str>>,
 }
 
 impl Chat {
@@ -93,91 +57,61 @@ impl Chat {
         Chat {
             pairs: positions.step_by(PAIR).map(pair).collect(),
             ready_count: 0,
-            schedule: Schedule::default(),
-            due_count: 0,
-            is_sending: false,
-            filling: "x".repeat(options.size - SIZE_MIN),
+            pace: OpenLoop::new(options.rate),
+            bodies: Bodies::new(options.size),
             frame: String::new(),
             accounts: Accounts::default(),
             first_refusal: None,
-            sent: latency_histogram(),
-            delivered: latency_histogram(),
-            late: latency_histogram(),
-            per_second: PerSecond::default(),
-            timeline: Timeline::default(),
-            options,
+            measure: Measure::default(),
         }
     }
 
-    fn intended_ns(&self, count: u64) -> u64 {
-        self.schedule.start_ns + (count as f64 * NS_PER_S / self.options.rate) as u64
-    }
-
-    fn is_measured(&self, intended_ns: u64) -> bool {
-        intended_ns >= self.schedule.measure_from_ns && intended_ns < self.schedule.end_ns
-    }
-
-    fn send(&mut self, intended_ns: u64, now_ns: u64, outboxes: &mut Outboxes) {
-        let index = (self.due_count % self.pairs.len() as u64) as usize;
+    fn send(&mut self, turn: u64, intended_ns: u64, now_ns: u64, outboxes: &mut Outboxes) {
+        let index = (turn % self.pairs.len() as u64) as usize;
         let pair = &mut self.pairs[index];
         let number = pair.ledger.submit(intended_ns, &mut self.accounts);
         self.frame.clear();
-        let (receiver, filling) = (&pair.receiver, &self.filling);
-        write!(
-            self.frame,
-            r#"{{"t":"send","to":"{receiver}","id":"{number}","body":"{number:016x}{filling}"}}"#
-        )
-        .expect("writing to a string does not fail");
+        let (receiver, body) = (&pair.receiver, self.bodies.of(number));
+        write!(self.frame, r#"{{"t":"send","to":"{receiver}","id":"{number}","body":"{body}"}}"#)
+            .expect("writing to a string does not fail");
         outboxes.send(index * PAIR, Opcode::Text, self.frame.as_bytes());
-        if self.is_measured(intended_ns) {
-            self.late.saturating_record(now_ns - intended_ns);
-        }
+        self.measure.gave(intended_ns, now_ns, self.pace.schedule());
     }
 
     fn sent(&mut self, index: usize, incoming: &Incoming, now_ns: u64) {
-        let (Some(number), Some(seq)) = (number(incoming), incoming.seq) else {
+        let (Some(number), Some(seq)) = (incoming.number(), incoming.seq) else {
             self.accounts.corrupted += 1;
             return;
         };
         let ledger = &mut self.pairs[index / PAIR].ledger;
-        if let Some(intended_ns) = ledger.confirm(number, seq, &mut self.accounts)
-            && self.is_measured(intended_ns)
-        {
-            self.sent.saturating_record(now_ns.saturating_sub(intended_ns));
+        if let Some(intended_ns) = ledger.confirm(number, seq, &mut self.accounts) {
+            self.measure.sent(intended_ns, now_ns, self.pace.schedule());
         }
     }
 
     fn heard(&mut self, index: usize, incoming: &Incoming, now_ns: u64) {
-        let (Some(number), Some(seq)) = (number(incoming), incoming.seq) else {
+        let (Some(number), Some(seq)) = (incoming.number(), incoming.seq) else {
             self.accounts.corrupted += 1;
             return;
         };
-        if !self.is_body_of(number, incoming.body.as_deref().unwrap_or_default()) {
+        if !self.bodies.is_of(number, incoming.body.as_deref().unwrap_or_default()) {
             self.accounts.corrupted += 1;
         }
         let ledger = &mut self.pairs[index / PAIR].ledger;
-        if let Some(intended_ns) = ledger.hear(number, seq, &mut self.accounts)
-            && self.is_measured(intended_ns)
-        {
-            let latency_ns = now_ns.saturating_sub(intended_ns);
-            self.delivered.saturating_record(latency_ns);
-            self.timeline.record(intended_ns, latency_ns, &self.schedule);
+        if let Some(intended_ns) = ledger.hear(number, seq, &mut self.accounts) {
+            self.measure.delivered(intended_ns, now_ns, self.pace.schedule());
         }
-        self.per_second.count(now_ns, &self.schedule);
+        self.measure.heard(now_ns, self.pace.schedule());
     }
 
-    fn is_body_of(&self, number: u64, body: &str) -> bool {
-        let Some((head, filling)) = body.split_at_checked(SIZE_MIN) else {
-            return false;
-        };
-        u64::from_str_radix(head, 16) == Ok(number) && filling == self.filling
+    fn is_true(&self, incoming: &Incoming) -> bool {
+        let body = incoming.body.as_deref().unwrap_or_default();
+        incoming.number().is_some_and(|number| self.bodies.is_of(number, body))
     }
 
     fn refused(&mut self, index: usize, incoming: &Incoming) {
-        let text = |field: &Option<Cow<str>>| field.as_deref().unwrap_or("?").to_owned();
-        let (code, message) = (text(&incoming.code), text(&incoming.message));
-        self.first_refusal.get_or_insert_with(|| format!("{code}: {message}"));
-        match number(incoming) {
+        self.first_refusal.get_or_insert_with(|| incoming.refusal());
+        match incoming.number() {
             Some(number) => {
                 self.pairs[index / PAIR].ledger.refuse(number, &mut self.accounts);
             }
@@ -195,7 +129,7 @@ impl Conversation for Chat {
     }
 
     fn message(&mut self, index: usize, payload: &[u8], now_ns: u64, _: &mut Outboxes) {
-        let Ok(incoming) = serde_json::from_slice::<Incoming>(payload) else {
+        let Some(incoming) = Incoming::read(payload) else {
             self.accounts.corrupted += 1;
             return;
         };
@@ -206,9 +140,11 @@ impl Conversation for Chat {
                 let seq = incoming.seq.unwrap_or_default();
                 self.pairs[index / PAIR].ledger.receipt(seq);
             }
-            ("synced", _) if self.schedule.start_ns == 0 => self.ready_count += 1,
+            ("synced", _) if !self.pace.has_begun() => self.ready_count += 1,
             ("error", _) => self.refused(index, &incoming),
-            ("sent" | "msg", _) => self.accounts.corrupted += 1,
+            // After a failure in the server the sender may hear its own.
+            ("msg", true) => self.accounts.corrupted += u64::from(!self.is_true(&incoming)),
+            ("sent", false) => self.accounts.corrupted += 1,
             _ => {}
         }
     }
@@ -239,31 +175,26 @@ impl Workload for Chat {
     }
 
     fn begin(&mut self, schedule: Schedule, _: &mut Outboxes) {
-        self.schedule = schedule;
-        self.is_sending = true;
+        self.pace.begin(schedule);
     }
 
     fn drive(&mut self, now_ns: u64, outboxes: &mut Outboxes) -> u64 {
         loop {
-            let intended_ns = self.intended_ns(self.due_count);
-            if intended_ns >= self.schedule.end_ns {
-                self.is_sending = false;
-                return self.schedule.end_ns;
+            match self.pace.next(now_ns) {
+                Due::Now { number, intended_ns } => {
+                    self.send(number, intended_ns, now_ns, outboxes);
+                }
+                Due::Later(due_ns) => return due_ns,
             }
-            if intended_ns > now_ns {
-                return intended_ns;
-            }
-            self.send(intended_ns, now_ns, outboxes);
-            self.due_count += 1;
         }
     }
 
     fn stop(&mut self, now_ns: u64) {
-        self.schedule.end_ns = self.schedule.end_ns.min(now_ns);
+        self.pace.stop(now_ns);
     }
 
     fn has_sent_all(&self) -> bool {
-        !self.is_sending
+        !self.pace.is_sending()
     }
 
     fn is_settled(&self) -> bool {
@@ -273,26 +204,12 @@ impl Workload for Chat {
     fn finish(self) -> Measured {
         let mut accounts = self.accounts;
         self.pairs.into_iter().for_each(|pair| pair.ledger.close(&mut accounts));
-        Measured {
-            accounts,
-            latencies: vec![
-                ("sent", self.sent),
-                ("delivered", self.delivered),
-                ("sent late by the generator", self.late),
-            ],
-            per_second: self.per_second.0,
-            timeline: self.timeline,
-            first_refusal: self.first_refusal,
-        }
+        self.measure.finish(accounts, self.first_refusal)
     }
 }
 
 fn is_sender(index: usize) -> bool {
     index.is_multiple_of(PAIR)
-}
-
-fn number(incoming: &Incoming) -> Option<u64> {
-    incoming.id.as_deref()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -328,12 +245,12 @@ mod tests {
         assert_eq!(chat.drive(SECOND_NS, &mut outboxes), 1_100_000_000);
         // The generator was away for two messages: both are late, and count as such.
         assert_eq!(chat.drive(1_250_000_000, &mut outboxes), 1_300_000_000);
-        assert_eq!((chat.accounts.sent, chat.late.len()), (3, 3));
+        assert_eq!((chat.accounts.sent, chat.measure.late.len()), (3, 3));
         let msg = r#"{"t":"msg","convo":"c","seq":1,"mid":"1","from":"x","id":"0","ts":1,"#;
         hear(&mut chat, 0, r#"{"t":"sent","id":"0","seq":1,"dup":false}"#, 1_250_000_000);
         hear(&mut chat, 1, &format!("{msg}\"body\":\"0000000000000000xx\"}}"), 1_300_000_000);
-        assert!((248..252).contains(&(chat.sent.max() / 1_000_000)));
-        assert!((298..302).contains(&(chat.delivered.max() / 1_000_000)));
+        assert!((248..252).contains(&(chat.measure.sent.max() / 1_000_000)));
+        assert!((298..302).contains(&(chat.measure.delivered.max() / 1_000_000)));
         assert_eq!(chat.accounts.corrupted, 0);
         hear(&mut chat, 0, r#"{"t":"receipt","kind":"delivered","seq":1}"#, 1_300_000_000);
         assert_eq!((chat.accounts.acknowledged, chat.accounts.delivered), (1, 1));

@@ -19,11 +19,13 @@ use crate::echo::{self, Echo, EchoOptions};
 use crate::fanout::{self, Fanout, FanoutOptions};
 use crate::fleet::Clock;
 use crate::kernel;
+use crate::messages::SIZE_MIN;
+use crate::observe::Process;
 use crate::report::{Report, page};
 use crate::run::{self, Plan};
 use flags::{
-    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, FanoutFlags, IdleFlags, MillionFlags,
-    OutputFlags, SlowFlags, StormFlags,
+    ChatFlags, ChurnFlags, CommonFlags, EchoFlags, FanoutFlags, HostileFlags, IdleFlags,
+    MillionFlags, OutputFlags, SlowFlags, StormFlags,
 };
 
 /// Descriptors for other things than connections.
@@ -65,6 +67,8 @@ enum Mode {
     /// Users stop reading while they are written to: what others feel, and whether all reaches them
     /// once they read again.
     Slow(SlowFlags),
+    /// One attack after the other: what others feel of each.
+    Hostile(HostileFlags),
     /// The whole proof in one command, with a server of its own, as far as this machine reaches.
     Million(MillionFlags),
 }
@@ -114,6 +118,10 @@ fn dispatch(mode: Mode) -> anyhow::Result<Report> {
         Mode::Slow(flags) => {
             let output = flags.crowd.output.clone();
             (crowds::slow(flags)?, output)
+        }
+        Mode::Hostile(flags) => {
+            let output = flags.crowd.output.clone();
+            (crowds::hostile(flags)?, output)
         }
         Mode::Million(flags) => {
             let output = flags.output.clone();
@@ -181,8 +189,8 @@ fn run_fanout(flags: FanoutFlags) -> anyhow::Result<Report> {
 }
 
 fn check_size(size: usize) -> anyhow::Result<()> {
-    if !(chat::SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
-        bail!("--size must be from {} to {BODY_SIZE_MAX}", chat::SIZE_MIN);
+    if !(SIZE_MIN..=BODY_SIZE_MAX).contains(&size) {
+        bail!("--size must be from {} to {BODY_SIZE_MAX}", SIZE_MIN);
     }
     Ok(())
 }
@@ -225,7 +233,16 @@ fn plan(flags: &CommonFlags, group: usize) -> anyhow::Result<Plan> {
         group,
         clock: Clock(Instant::now()),
         signals: Arc::default(),
+        servers: servers(&flags.server_pid)?,
     })
+}
+
+/// The server's processes on this machine, as `--server-pid` names them.
+fn servers(pids: &[u32]) -> anyhow::Result<Vec<Process>> {
+    for pid in pids {
+        Process::of(*pid).with_context(|| format!("--server-pid {pid}: there is none"))?;
+    }
+    Ok(Process::families(pids))
 }
 
 fn write_files(report: &Report, output: &OutputFlags) -> anyhow::Result<()> {
@@ -254,7 +271,7 @@ mod tests {
     fn the_flags_that_others_rely_on_are_there() {
         let common = "--target 127.0.0.1:1 --connections 4 --seconds 0.5 --json f --html f";
         assert!(parse(&format!("echo {common}")).is_ok());
-        for mode in ["chat", "fanout", "idle", "storm", "churn", "slow", "million"] {
+        for mode in ["chat", "fanout", "idle", "storm", "churn", "slow", "hostile", "million"] {
             let parsed = parse(&format!("{mode} {common} --rate 100"));
             assert!(parsed.is_ok(), "{mode}: {:?}", parsed.err());
         }
@@ -276,6 +293,16 @@ mod tests {
         assert!(error("chat --target 127.0.0.1:1 --connections 3").starts_with("--connections"));
         assert!(error("chat --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
         assert!(error("echo --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
+        let server = "echo --target 127.0.0.1:1 --server-pid 4294967295";
+        assert_eq!(error(server), "--server-pid 4294967295: there is none");
+        let fanout = |members: &str| {
+            error(&format!("fanout --target 127.0.0.1:1 --connections 100 --members {members}"))
+        };
+        for members in ["0", "1", "1025"] {
+            assert_eq!(fanout(members), "--members must be from 2 to 1024");
+        }
+        let connections = "--connections must be a multiple of --members (3): whole groups";
+        assert_eq!(fanout("3"), connections);
         assert!(error("idle --target 127.0.0.1:1 --connections 0").starts_with("--connections"));
         assert!(error("churn --target 127.0.0.1:1 --rate 0").starts_with("--rate"));
     }

@@ -1,25 +1,20 @@
 //! `fanout`: groups, each with one member who writes and the others who hear, at a rate that the
-//! server's answers do not slow down (see `chat` for what that means).
+//! server's answers do not slow down (see `messages`).
 //!
 //! A group is made when its members are there. Place 1 of its order is that; the messages come
 //! behind it, and every member must hear every place once, in order.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use hdrhistogram::Histogram;
-use serde::Deserialize;
-
 use crate::accounting::{Accounts, Order};
-use crate::chat::SIZE_MIN;
 use crate::fleet::{Conversation, Outboxes};
-use crate::run::{Measured, PerSecond, Schedule, Timeline, Workload, latency_histogram};
+use crate::messages::{Bodies, Due, Incoming, Measure, OpenLoop};
+use crate::run::{Measured, Schedule, Workload};
 use crate::websocket::Opcode;
 
 /// Members of a group, the one who writes included: what the server allows.
 pub const MEMBERS: std::ops::RangeInclusive<usize> = 2..=1024;
-const NS_PER_S: f64 = 1e9;
 /// A member acknowledges all that he has heard this often.
 const ACKNOWLEDGE_NS: u64 = 100_000_000;
 
@@ -40,22 +35,17 @@ pub struct Fanout {
     groups: Vec<Group>,
     members: Vec<Member>,
     ready_count: usize,
-    schedule: Schedule,
-    /// Messages that were due so far.
-    due_count: u64,
-    is_sending: bool,
+    /// Why a group could not be made.
+    failure: Option<String>,
+    pace: OpenLoop,
     /// Who has heard what he has not acknowledged, since when.
     unacknowledged: Vec<usize>,
     acknowledged_ns: u64,
-    filling: String,
+    bodies: Bodies,
     frame: String,
     accounts: Accounts,
     first_refusal: Option<String>,
-    sent: Histogram<u64>,
-    delivered: Histogram<u64>,
-    late: Histogram<u64>,
-    per_second: PerSecond,
-    timeline: Timeline,
+    measure: Measure,
 }
 
 /// A group by what its writer knows. Messages are numbered from 0.
@@ -81,24 +71,6 @@ struct Member {
     acknowledged_seq: u64,
 }
 
-/// The fields of the server's frames that matter here.
-#[derive(Debug, Deserialize)]
-struct Incoming<'a> {
-    #[serde(borrow)]
-    t: Cow<'a, str>,
-    #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
-    seq: Option<u64>,
-    #[serde(borrow, default)]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    body: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    code: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    message: Option<Cow<'a, str>>,
-}
-
 impl Fanout {
     /// For the connections whose places among all are `positions`: group by group, the writer
     /// first.
@@ -113,20 +85,15 @@ impl Fanout {
             groups: (0..count).map(group).collect(),
             members: positions.map(|_| Member::default()).collect(),
             ready_count: 0,
-            schedule: Schedule::default(),
-            due_count: 0,
-            is_sending: false,
+            failure: None,
+            pace: OpenLoop::new(options.rate),
             unacknowledged: Vec::new(),
             acknowledged_ns: 0,
-            filling: "x".repeat(options.size - SIZE_MIN),
+            bodies: Bodies::new(options.size),
             frame: String::new(),
             accounts: Accounts::default(),
             first_refusal: None,
-            sent: latency_histogram(),
-            delivered: latency_histogram(),
-            late: latency_histogram(),
-            per_second: PerSecond::default(),
-            timeline: Timeline::default(),
+            measure: Measure::default(),
             options,
         }
     }
@@ -137,10 +104,6 @@ impl Fanout {
 
     fn user(&self, group: usize, member: usize) -> String {
         format!("{}-{member}", self.groups[group].name)
-    }
-
-    fn is_measured(&self, intended_ns: u64) -> bool {
-        intended_ns >= self.schedule.measure_from_ns && intended_ns < self.schedule.end_ns
     }
 
     /// One more member is there; the last one makes the group.
@@ -157,24 +120,19 @@ impl Fanout {
         outboxes.send(group * size, Opcode::Text, create.as_bytes());
     }
 
-    fn send(&mut self, intended_ns: u64, now_ns: u64, outboxes: &mut Outboxes) {
-        let index = (self.due_count % self.groups.len() as u64) as usize;
+    fn send(&mut self, turn: u64, intended_ns: u64, now_ns: u64, outboxes: &mut Outboxes) {
+        let index = (turn % self.groups.len() as u64) as usize;
         let group = &mut self.groups[index];
-        let number = group.intended_ns.len();
+        let number = group.intended_ns.len() as u64;
         group.intended_ns.push(intended_ns);
         group.seqs.push(0);
         self.accounts.sent += 1;
         self.frame.clear();
-        let (name, filling) = (&group.name, &self.filling);
-        write!(
-            self.frame,
-            r#"{{"t":"send","convo":"{name}","id":"{number}","body":"{number:016x}{filling}"}}"#
-        )
-        .expect("writing to a string does not fail");
+        let (name, body) = (&group.name, self.bodies.of(number));
+        write!(self.frame, r#"{{"t":"send","convo":"{name}","id":"{number}","body":"{body}"}}"#)
+            .expect("writing to a string does not fail");
         outboxes.send(index * self.options.members, Opcode::Text, self.frame.as_bytes());
-        if self.is_measured(intended_ns) {
-            self.late.saturating_record(now_ns - intended_ns);
-        }
+        self.measure.gave(intended_ns, now_ns, self.pace.schedule());
     }
 
     /// The writer heard which place a message has.
@@ -193,9 +151,7 @@ impl Fanout {
         self.accounts.corrupted += u64::from(!group.agrees(number, seq));
         group.confirmed_count = group.confirmed_count.max(seq);
         self.accounts.acknowledged += 1;
-        if self.is_measured(intended_ns) {
-            self.sent.saturating_record(now_ns.saturating_sub(intended_ns));
-        }
+        self.measure.sent(intended_ns, now_ns, self.pace.schedule());
     }
 
     fn heard(&mut self, index: usize, incoming: &Incoming, now_ns: u64) {
@@ -221,29 +177,22 @@ impl Fanout {
             return;
         }
         let body = incoming.body.as_deref().unwrap_or_default();
-        self.accounts.corrupted += u64::from(!self.is_body_of(number, body));
+        self.accounts.corrupted += u64::from(!self.bodies.is_of(number, body));
         if is_first {
             self.accounts.delivered += 1;
+            self.measure.delivered(intended_ns, now_ns, self.pace.schedule());
         }
-        if is_first && self.is_measured(intended_ns) {
-            let latency_ns = now_ns.saturating_sub(intended_ns);
-            self.delivered.saturating_record(latency_ns);
-            self.timeline.record(intended_ns, latency_ns, &self.schedule);
-        }
-        self.per_second.count(now_ns, &self.schedule);
-    }
-
-    fn is_body_of(&self, number: u64, body: &str) -> bool {
-        let Some((head, filling)) = body.split_at_checked(SIZE_MIN) else {
-            return false;
-        };
-        u64::from_str_radix(head, 16) == Ok(number) && filling == self.filling
+        self.measure.heard(now_ns, self.pace.schedule());
     }
 
     fn refused(&mut self, index: usize, incoming: &Incoming) {
-        let text = |field: &Option<Cow<str>>| field.as_deref().unwrap_or("?").to_owned();
-        let (code, message) = (text(&incoming.code), text(&incoming.message));
-        self.first_refusal.get_or_insert_with(|| format!("{code}: {message}"));
+        if !self.pace.has_begun() {
+            let name = &self.groups[index / self.options.members].name;
+            let refusal = || format!("the group {name} was refused: {}", incoming.refusal());
+            self.failure.get_or_insert_with(refusal);
+            return;
+        }
+        self.first_refusal.get_or_insert_with(|| incoming.refusal());
         self.accounts.refused += 1;
         let group = &mut self.groups[index / self.options.members];
         if let Some((number, _)) = group.known(incoming)
@@ -279,7 +228,7 @@ impl Group {
 
     /// The number of the message that a frame is about, and when that was to be sent.
     fn known(&self, incoming: &Incoming) -> Option<(u64, u64)> {
-        let number: u64 = incoming.id.as_deref()?.parse().ok()?;
+        let number = incoming.number()?;
         Some((number, *self.intended_ns.get(number as usize)?))
     }
 }
@@ -291,12 +240,12 @@ impl Conversation for Fanout {
     }
 
     fn message(&mut self, index: usize, payload: &[u8], now_ns: u64, outboxes: &mut Outboxes) {
-        let Ok(incoming) = serde_json::from_slice::<Incoming>(payload) else {
+        let Some(incoming) = Incoming::read(payload) else {
             self.accounts.corrupted += 1;
             return;
         };
         match (incoming.t.as_ref(), self.is_writer(index)) {
-            ("synced", _) if self.schedule.start_ns == 0 => self.synced(index, outboxes),
+            ("synced", _) if !self.pace.has_begun() => self.synced(index, outboxes),
             ("group", true) => self.ready_count += 1,
             ("sent", true) => self.sent(index, &incoming, now_ns),
             ("msg", false) => self.heard(index, &incoming, now_ns),
@@ -310,7 +259,7 @@ impl Conversation for Fanout {
 
     /// Nobody drives any more: what comes now is acknowledged at once.
     fn paused(&mut self, _: usize, outboxes: &mut Outboxes) {
-        if self.schedule.start_ns > 0 && !self.is_sending {
+        if self.pace.has_begun() && !self.pace.is_sending() {
             self.acknowledge(outboxes);
         }
     }
@@ -324,9 +273,12 @@ impl Workload for Fanout {
         self.ready_count >= self.members.len()
     }
 
+    fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     fn begin(&mut self, schedule: Schedule, _: &mut Outboxes) {
-        self.schedule = schedule;
-        self.is_sending = true;
+        self.pace.begin(schedule);
     }
 
     fn drive(&mut self, now_ns: u64, outboxes: &mut Outboxes) -> u64 {
@@ -335,26 +287,21 @@ impl Workload for Fanout {
             self.acknowledge(outboxes);
         }
         loop {
-            let offset_ns = (self.due_count as f64 * NS_PER_S / self.options.rate) as u64;
-            let intended_ns = self.schedule.start_ns + offset_ns;
-            if intended_ns >= self.schedule.end_ns {
-                self.is_sending = false;
-                return self.schedule.end_ns;
+            match self.pace.next(now_ns) {
+                Due::Now { number, intended_ns } => {
+                    self.send(number, intended_ns, now_ns, outboxes);
+                }
+                Due::Later(due_ns) => return due_ns,
             }
-            if intended_ns > now_ns {
-                return intended_ns;
-            }
-            self.send(intended_ns, now_ns, outboxes);
-            self.due_count += 1;
         }
     }
 
     fn stop(&mut self, now_ns: u64) {
-        self.schedule.end_ns = self.schedule.end_ns.min(now_ns);
+        self.pace.stop(now_ns);
     }
 
     fn has_sent_all(&self) -> bool {
-        !self.is_sending
+        !self.pace.is_sending()
     }
 
     fn is_settled(&self) -> bool {
@@ -377,17 +324,7 @@ impl Workload for Fanout {
                 accounts.lost += group.confirmed_count.saturating_sub(member.heard_count);
             }
         }
-        Measured {
-            accounts,
-            latencies: vec![
-                ("sent", self.sent),
-                ("delivered", self.delivered),
-                ("sent late by the generator", self.late),
-            ],
-            per_second: self.per_second.0,
-            timeline: self.timeline,
-            first_refusal: self.first_refusal,
-        }
+        self.measure.finish(accounts, self.first_refusal)
     }
 }
 
@@ -447,7 +384,7 @@ mod tests {
             hear(&mut fanout, group * 3 + 2, &message(0, 2));
         }
         assert!(fanout.is_settled());
-        assert!((298..302).contains(&(fanout.delivered.max() / 1_000_000)));
+        assert!((298..302).contains(&(fanout.measure.delivered.max() / 1_000_000)));
         let expected = Accounts { sent: 2, acknowledged: 2, delivered: 4, ..Accounts::default() };
         assert_eq!(fanout.finish().accounts, expected);
     }
@@ -480,5 +417,17 @@ mod tests {
         hear(&mut fanout, 1, &message(0, 2));
         let accounts = fanout.accounts;
         assert_eq!((accounts.reordered, accounts.corrupted), (1, 1));
+    }
+
+    #[test]
+    fn a_group_that_is_refused_is_a_failure_in_the_servers_words() {
+        let options = FanoutOptions { run: "r".to_owned(), size: 18, rate: 10.0, members: 3 };
+        let (mut fanout, mut outboxes) = (Fanout::new(options, 0..3), Outboxes::new(3, 3));
+        assert_eq!(fanout.failure(), None);
+        let refused = br#"{"t":"error","code":"rate_limited","message":"too many groups"}"#;
+        fanout.message(0, refused, 0, &mut outboxes);
+        let failure = "the group load-r-0 was refused: rate_limited: too many groups";
+        assert_eq!(fanout.failure(), Some(failure));
+        assert!(!fanout.is_ready());
     }
 }

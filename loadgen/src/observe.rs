@@ -113,11 +113,33 @@ impl Process {
         std::iter::once(pid).chain(children).filter_map(Process::of).collect()
     }
 
+    /// The processes with these numbers and those that they started, each once. Where two have one
+    /// name, their numbers tell them apart.
+    pub fn families(pids: &[u32]) -> Vec<Process> {
+        let mut all: Vec<Process> = Vec::new();
+        for process in pids.iter().flat_map(|pid| Process::family(*pid)) {
+            if all.iter().all(|known| known.pid != process.pid) {
+                all.push(process);
+            }
+        }
+        let names: Vec<String> = all.iter().map(|process| process.name.clone()).collect();
+        for process in &mut all {
+            if names.iter().filter(|name| **name == process.name).count() > 1 {
+                process.name = format!("{} {}", process.name, process.pid);
+            }
+        }
+        all
+    }
+
     /// `None` when it is not there any more.
     pub fn usage(&self) -> Option<Usage> {
         let status = read(&format!("/proc/{}/status", self.pid));
-        let processor_s = parse_stat(&read(&format!("/proc/{}/stat", self.pid)))?;
-        Some(Usage { resident: field(&status, "VmRSS")? * 1024, processor_s })
+        Some(Usage { resident: field(&status, "VmRSS")? * 1024, processor_s: self.processor_s()? })
+    }
+
+    /// Seconds of processor time since it began; `None` when it is not there any more.
+    pub fn processor_s(&self) -> Option<f64> {
+        parse_stat(&read(&format!("/proc/{}/stat", self.pid)))
     }
 }
 
@@ -180,6 +202,26 @@ mod tests {
         let own = Process::of(std::process::id()).expect("it runs");
         assert!(!own.name.is_empty());
         assert!(Process::of(u32::MAX).is_none());
+        assert!(own.processor_s().is_some_and(|used_s| used_s >= 0.0));
+        assert!(Process { pid: u32::MAX, ..own.clone() }.processor_s().is_none());
+    }
+
+    #[test]
+    fn processes_are_known_once_and_told_apart() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("it runs");
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().expect("it runs");
+        let (one, two) = (child.id(), other.id());
+        // A program that has only just been put in place has no command yet.
+        while Process::of(one).is_none() || Process::of(two).is_none() {
+            std::thread::yield_now();
+        }
+        let alone = Process::families(&[one, one]);
+        let both = Process::families(&[one, two]);
+        child.kill().and_then(|()| other.kill()).expect("they are ours");
+        let _ended = (child.wait(), other.wait());
+        assert_eq!(alone, [Process { name: "sleep".to_owned(), pid: one }]);
+        let names: Vec<&str> = both.iter().map(|process| process.name.as_str()).collect();
+        assert_eq!(names, [format!("sleep {one}"), format!("sleep {two}")]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::accounting::Accounts;
 use crate::observe::Memory;
 use crate::processor::{self, Shares};
-use crate::run::{Outcome, Plan, Timeline};
+use crate::run::{Outcome, Plan, ServerTime, Timeline};
 
 /// Changes when a field changes its meaning or goes away; new fields do not change it.
 pub const SCHEMA: u32 = 1;
@@ -215,6 +215,7 @@ impl Report {
         if outcome.losses.count > 0 {
             self.failures.push(format!("{} connections ended", outcome.losses.count));
         }
+        self.add_servers(&outcome.servers, delivered as f64, window_s);
         self.threads += outcome.threads.len();
         self.window_s = window_s;
         self.window_from_s = outcome.measured_from_ns as f64 / 1e9;
@@ -229,6 +230,32 @@ impl Report {
         self.first_loss = outcome.losses.first_reason;
         self.first_refusal = measured.first_refusal;
         self.add_client(outcome.threads);
+    }
+
+    /// What the server's processes used in the window, for what was heard in it.
+    fn add_servers(&mut self, servers: &[ServerTime], delivered: f64, window_s: f64) {
+        if delivered == 0.0 || window_s == 0.0 {
+            return;
+        }
+        let heard = if self.scenario == "fanout" { "delivery" } else { "message" };
+        let meaning = "of the process in the window, divided by what was heard in it";
+        let mut whole_s = Some(0.0);
+        for ServerTime { name, processor_s } in servers {
+            whole_s = whole_s.zip(*processor_s).map(|(whole_s, used_s)| whole_s + used_s);
+            let Some(used_s) = processor_s else {
+                self.notes.push(format!("{name} ended in the window: its time is not known"));
+                continue;
+            };
+            let each = format!("{name}: processor time per {heard}");
+            self.figure(each, used_s / delivered * 1e6, "us", meaning);
+            let share = format!("{name}: share of one processor");
+            self.figure(share, used_s / window_s * 100.0, "%", "processor time in the window");
+        }
+        if let Some(used_s) = whole_s.filter(|_| !servers.is_empty()) {
+            let each = format!("server: processor time per {heard}");
+            let meaning = "of all those processes together";
+            self.figure(each, used_s / delivered * 1e6, "us", meaning);
+        }
     }
 
     /// Takes over what threads of the generator used.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 
 use crate::accounting::Accounts;
 use crate::fleet::{Clock, Conversation, Fleet, Losses, Outboxes};
+use crate::observe::Process;
 use crate::processor::{Shares, ThreadTime};
 use crate::target::Target;
 
@@ -44,6 +45,8 @@ pub struct Plan {
     /// All times of the run are on this clock.
     pub clock: Clock,
     pub signals: Arc<Signals>,
+    /// Processes of the server, whose time in the window is told.
+    pub servers: Vec<Process>,
 }
 
 /// What a run and whoever watches it tell each other.
@@ -63,11 +66,23 @@ pub struct Schedule {
     pub end_ns: u64,
 }
 
+impl Schedule {
+    /// Whether what was to be sent then lies in the measured window.
+    pub fn is_measured(&self, intended_ns: u64) -> bool {
+        intended_ns >= self.measure_from_ns && intended_ns < self.end_ns
+    }
+}
+
 /// Something that keeps one thread's connections busy.
 pub trait Workload: Conversation {
     /// Every connection can be used.
     fn is_ready(&self) -> bool {
         true
+    }
+
+    /// Why it will never be ready, in words.
+    fn failure(&self) -> Option<&str> {
+        None
     }
 
     fn begin(&mut self, schedule: Schedule, outboxes: &mut Outboxes);
@@ -112,21 +127,45 @@ pub struct Outcome {
     pub window: Duration,
     /// Where it began, on the clock of the plan.
     pub measured_from_ns: u64,
+    pub servers: Vec<ServerTime>,
+}
+
+/// What a process of the server used in the window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerTime {
+    pub name: String,
+    /// `None` when it ended meanwhile.
+    pub processor_s: Option<f64>,
 }
 
 struct ThreadOutcome {
     measured: Measured,
-    shares: Shares,
     losses: Losses,
     opening_ns: u64,
-    window_ns: u64,
     measured_from_ns: u64,
+    window: Window,
+}
+
+/// The measured window as it was.
+struct Window {
+    shares: Shares,
+    length_ns: u64,
+    servers: Vec<ServerTime>,
+}
+
+/// A moment of a thread and of the server.
+struct Moment {
+    now_ns: u64,
+    thread: ThreadTime,
+    servers: Vec<Option<f64>>,
 }
 
 /// Where threads wait for each other.
 struct Gate {
     missing: AtomicUsize,
     has_failed: AtomicBool,
+    /// Why the first of them failed; what others say is only that one did.
+    failure: Mutex<Option<anyhow::Error>>,
     start_ns: OnceLock<u64>,
 }
 
@@ -142,7 +181,7 @@ pub struct PerSecond(pub Vec<u64>);
 impl PerSecond {
     /// Counts one event at `now_ns`, if it lies in the measured window.
     pub fn count(&mut self, now_ns: u64, schedule: &Schedule) {
-        if now_ns < schedule.measure_from_ns || now_ns >= schedule.end_ns {
+        if !schedule.is_measured(now_ns) {
             return;
         }
         let second = ((now_ns - schedule.measure_from_ns) / NS_PER_S) as usize;
@@ -161,7 +200,7 @@ pub struct Timeline(pub Vec<Histogram<u64>>);
 impl Timeline {
     /// Notes the latency of a message that was to be sent at `intended_ns`, in the window.
     pub fn record(&mut self, intended_ns: u64, latency_ns: u64, schedule: &Schedule) {
-        if intended_ns < schedule.measure_from_ns || intended_ns >= schedule.end_ns {
+        if !schedule.is_measured(intended_ns) {
             return;
         }
         let second = ((intended_ns - schedule.measure_from_ns) / NS_PER_S) as usize;
@@ -203,17 +242,15 @@ pub fn run<W: Workload>(
     let gate = Gate {
         missing: AtomicUsize::new(ranges.len()),
         has_failed: AtomicBool::new(false),
+        failure: Mutex::default(),
         start_ns: OnceLock::new(),
     };
-    let outcomes: Vec<anyhow::Result<ThreadOutcome>> = thread::scope(|scope| {
+    let outcomes: Vec<Option<ThreadOutcome>> = thread::scope(|scope| {
         let (gate, make) = (&gate, &make);
         let spawn = |range: Range<usize>| {
             scope.spawn(move || {
                 let outcome = run_thread(plan, range.clone(), make(range), clock, gate);
-                if outcome.is_err() {
-                    gate.has_failed.store(true, Ordering::Relaxed);
-                }
-                outcome
+                outcome.map_err(|error| gate.fail(error)).ok()
             })
         };
         let threads: Vec<_> = ranges.into_iter().map(spawn).collect();
@@ -222,7 +259,25 @@ pub fn run<W: Workload>(
         };
         threads.into_iter().map(join).collect()
     });
-    merge(plan.connections, outcomes)
+    match gate.failure.into_inner().expect("nobody panics while holding it") {
+        Some(error) => Err(error),
+        None => Ok(merge(plan.connections, outcomes.into_iter().flatten())),
+    }
+}
+
+impl Gate {
+    fn fail(&self, error: anyhow::Error) {
+        let mut failure = self.failure.lock().expect("nobody panics while holding it");
+        failure.get_or_insert(error);
+        self.has_failed.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.has_failed.load(Ordering::Acquire) {
+            bail!("another thread failed");
+        }
+        Ok(())
+    }
 }
 
 /// Ranges of connections, as even as groups allow.
@@ -240,6 +295,7 @@ fn run_thread<W: Workload>(
     clock: Clock,
     gate: &Gate,
 ) -> anyhow::Result<ThreadOutcome> {
+    let servers = if range.start == 0 { &plan.servers[..] } else { &[] };
     let mut fleet = Fleet::new(plan.target.clone(), range, clock)?;
     // The clock may have run for a long time: these connections may join others.
     let began_ns = clock.now_ns();
@@ -247,6 +303,10 @@ fn run_thread<W: Workload>(
     while !(fleet.is_open() && workload.is_ready()) {
         fleet.open_more()?;
         fleet.turn(&mut workload, OPENING_TURN)?;
+        if let Some(failure) = workload.failure() {
+            bail!("{}: {failure}", plan.target.name);
+        }
+        gate.check()?;
         let losses = fleet.losses();
         if let Some(reason) = &losses.first_reason {
             bail!("{}: a connection ended at once: {reason}", plan.target.name);
@@ -261,7 +321,7 @@ fn run_thread<W: Workload>(
     let end_ns = measure_from_ns.saturating_add(plan.window.as_nanos() as u64);
     let schedule = Schedule { start_ns, measure_from_ns, end_ns };
     plan.signals.has_begun.store(true, Ordering::Release);
-    let (shares, window_ns) = send_all(&mut fleet, &mut workload, plan, schedule)?;
+    let window = send_all(&mut fleet, &mut workload, plan, schedule, servers)?;
     let drain_end_ns = clock.now_ns() + plan.drain_max.as_nanos() as u64;
     while !workload.is_settled() && clock.now_ns() < drain_end_ns {
         if fleet.losses().count == fleet.count() {
@@ -272,7 +332,7 @@ fn run_thread<W: Workload>(
     let losses = fleet.losses().clone();
     let measured = workload.finish();
     let measured_from_ns = measure_from_ns;
-    Ok(ThreadOutcome { measured, shares, losses, opening_ns, window_ns, measured_from_ns })
+    Ok(ThreadOutcome { measured, losses, opening_ns, measured_from_ns, window })
 }
 
 /// Keeps the connections alive until every thread is ready; returns the common start.
@@ -289,20 +349,19 @@ fn wait_for_others<W: Workload>(
         if let Some(start_ns) = gate.start_ns.get() {
             return Ok(*start_ns);
         }
-        if gate.has_failed.load(Ordering::Relaxed) {
-            bail!("another thread failed");
-        }
+        gate.check()?;
         fleet.turn(workload, OPENING_TURN)?;
     }
 }
 
-/// Warms up and measures; returns the thread's shares of a processor and the window's length.
+/// Warms up and measures.
 fn send_all<W: Workload>(
     fleet: &mut Fleet,
     workload: &mut W,
     plan: &Plan,
     schedule: Schedule,
-) -> anyhow::Result<(Shares, u64)> {
+    servers: &[Process],
+) -> anyhow::Result<Window> {
     let clock = plan.clock;
     loop {
         let wait_ns = schedule.start_ns.saturating_sub(clock.now_ns());
@@ -316,7 +375,7 @@ fn send_all<W: Workload>(
     while !workload.has_sent_all() && fleet.losses().count < fleet.count() {
         let now_ns = clock.now_ns();
         if measured_from.is_none() && now_ns >= schedule.measure_from_ns {
-            measured_from = Some((ThreadTime::read(now_ns), now_ns));
+            measured_from = Some(Moment::read(now_ns, servers));
         }
         if plan.signals.stop.load(Ordering::Acquire) {
             workload.stop(now_ns);
@@ -325,45 +384,57 @@ fn send_all<W: Workload>(
         let wait = Duration::from_nanos(due_ns.saturating_sub(clock.now_ns())).min(TURN_MAX);
         fleet.turn(workload, wait)?;
     }
-    let now_ns = clock.now_ns();
-    let (from, from_ns) = measured_from.unwrap_or((ThreadTime::read(now_ns), now_ns));
-    Ok((from.until(ThreadTime::read(now_ns)), now_ns.min(schedule.end_ns).saturating_sub(from_ns)))
+    let end = Moment::read(clock.now_ns(), servers);
+    let from = measured_from.unwrap_or_else(|| Moment::read(end.now_ns, servers));
+    let length_ns = end.now_ns.min(schedule.end_ns).saturating_sub(from.now_ns);
+    let used = |(server, (from, end)): (&Process, (&Option<f64>, &Option<f64>))| ServerTime {
+        name: server.name.clone(),
+        processor_s: from.zip(*end).map(|(from, end)| end - from),
+    };
+    let times = from.servers.iter().zip(&end.servers);
+    let servers = servers.iter().zip(times).map(used).collect();
+    Ok(Window { shares: from.thread.until(end.thread), length_ns, servers })
 }
 
-fn merge(
-    connections: usize,
-    outcomes: Vec<anyhow::Result<ThreadOutcome>>,
-) -> anyhow::Result<Outcome> {
+impl Moment {
+    fn read(now_ns: u64, servers: &[Process]) -> Moment {
+        let servers = servers.iter().map(Process::processor_s).collect();
+        Moment { now_ns, thread: ThreadTime::read(now_ns), servers }
+    }
+}
+
+fn merge(connections: usize, threads: impl IntoIterator<Item = ThreadOutcome>) -> Outcome {
     let mut merged: Option<Outcome> = None;
-    for outcome in outcomes {
-        let thread = outcome?;
-        let window = Duration::from_nanos(thread.window_ns);
+    for thread in threads {
+        let window = Duration::from_nanos(thread.window.length_ns);
         let opening = Duration::from_nanos(thread.opening_ns);
         match &mut merged {
             None => {
-                let ThreadOutcome { measured, shares, losses, measured_from_ns, .. } = thread;
+                let ThreadOutcome { measured, losses, measured_from_ns, .. } = thread;
                 merged = Some(Outcome {
                     connections,
                     measured,
-                    threads: vec![shares],
+                    threads: vec![thread.window.shares],
                     losses,
                     opening,
                     window,
                     measured_from_ns,
+                    servers: thread.window.servers,
                 });
             }
             Some(all) => {
                 all.measured.add(&thread.measured);
-                all.threads.push(thread.shares);
+                all.threads.push(thread.window.shares);
                 all.losses.count += thread.losses.count;
                 all.losses.first_reason =
                     all.losses.first_reason.take().or(thread.losses.first_reason);
                 all.opening = all.opening.max(opening);
                 all.window = all.window.max(window);
+                all.servers.extend(thread.window.servers);
             }
         }
     }
-    Ok(merged.expect("there is at least one thread"))
+    merged.expect("there is at least one thread")
 }
 
 impl Measured {
@@ -399,6 +470,7 @@ mod tests {
             group,
             clock: Clock(Instant::now()),
             signals: Arc::default(),
+            servers: Vec::new(),
         }
     }
 
@@ -410,6 +482,56 @@ mod tests {
         assert_eq!(dealt(plan(10, 3, 1)), [(0, 3), (3, 6), (6, 10)]);
         assert_eq!(dealt(plan(10, 2, 2)), [(0, 4), (4, 10)]);
         assert_eq!(dealt(plan(2, 8, 2)), [(0, 2)]);
+    }
+
+    /// Says at once that it will never be ready, when it has the last connection.
+    struct Failing(Range<usize>);
+
+    impl Conversation for Failing {
+        fn path(&self, _: usize) -> String {
+            "/".to_owned()
+        }
+
+        fn message(&mut self, _: usize, _: &[u8], _: u64, _: &mut Outboxes) {}
+
+        fn lost(&mut self, _: usize) {}
+    }
+
+    impl Workload for Failing {
+        fn failure(&self) -> Option<&str> {
+            (self.0.end == 2).then_some("no: the server's words")
+        }
+
+        fn begin(&mut self, _: Schedule, _: &mut Outboxes) {
+            panic!("it is never ready");
+        }
+
+        fn drive(&mut self, _: u64, _: &mut Outboxes) -> u64 {
+            0
+        }
+
+        fn stop(&mut self, _: u64) {}
+
+        fn has_sent_all(&self) -> bool {
+            true
+        }
+
+        fn is_settled(&self) -> bool {
+            true
+        }
+
+        fn finish(self) -> Measured {
+            panic!("it is never ready");
+        }
+    }
+
+    #[test]
+    fn the_first_failure_is_the_error_whichever_threads_it_is() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut plan = plan(2, 2, 1);
+        plan.target.address = server.local_addr().expect("it is bound");
+        let error = run(&plan, Failing).err().expect("one fails");
+        assert!(error.to_string().ends_with("no: the server's words"), "{error}");
     }
 
     #[test]

@@ -19,8 +19,6 @@ use crate::scene::{Of, Scene, Script};
 use pour::{Pour, PourOptions};
 use readers::Readers;
 
-pub use pour::SIZE_MIN;
-
 /// See the module.
 pub struct Slow {
     /// With everybody reading and nobody writing to the crowd: what is normal for the others.

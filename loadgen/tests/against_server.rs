@@ -120,12 +120,41 @@ fn fanout_accounts_for_every_member_of_every_group() {
     let data = data.path().to_str().expect("a name in UTF-8");
     let server = Server::start(&["up", "--shards", "1", "--data", data], "ready");
     let arguments = ["--connections", "40", "--members", "20", "--rate", "50"];
-    let times = ["--seconds", "1.5", "--warmup", "0.5"];
-    let (_, report) = server.load("fanout", &[&arguments[..], &times].concat());
+    let pid = server.child.id().to_string();
+    let others = ["--seconds", "1.5", "--warmup", "0.5", "--server-pid", &pid];
+    let (output, report) = server.load("fanout", &[&arguments[..], &others].concat());
     let accounts = &report["accounts"];
     assert_eq!(accounts["sent"], 100, "{accounts}");
     assert_eq!(accounts["acknowledged"], 100, "{accounts}");
     assert_eq!(accounts["delivered"], 100 * 19, "{accounts}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    for name in ["edge", "sequencer", "store", "server"] {
+        let name = format!("{name}: processor time per delivery");
+        assert!(figure(&report, &name).is_some_and(|us| us >= 0.0), "{name} in {report}");
+        assert!(said.contains(&name), "{name} in {said}");
+    }
+    assert!(figure(&report, "server: processor time per delivery").is_some_and(|us| us > 0.0));
+}
+
+#[test]
+fn every_scenario_file_is_a_command_line() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let files = std::fs::read_dir(folder).expect("they are there");
+    let paths: Vec<PathBuf> = files.map(|file| file.expect("readable").path()).collect();
+    for mode in ["churn", "fanout", "idle", "slow", "storm"] {
+        assert!(paths.iter().any(|path| path.ends_with(format!("{mode}.toml"))), "{mode}");
+    }
+    for path in paths {
+        let output = Command::new(LOADGEN)
+            .args(["--scenario".as_ref(), path.as_os_str(), "--target".as_ref()])
+            .args(["127.0.0.1:1", "--server-pid", "4294967295"])
+            .output()
+            .expect("it can be executed");
+        // 2 would be wrong usage, and what is out of bounds is said before this.
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{}: {said}", path.display());
+        assert!(said.contains("4294967295: there is none"), "{}: {said}", path.display());
+    }
 }
 
 #[test]

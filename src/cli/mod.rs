@@ -3,6 +3,7 @@
 
 mod check;
 mod client;
+mod conform;
 mod dead;
 mod effective;
 mod failure;
@@ -28,6 +29,7 @@ use serde::Serialize;
 use crate::clock::Now;
 use crate::{edge, sequencer, store};
 use check::CheckSettings;
+use conform::ConformSettings;
 use dead::DeadSettings;
 use effective::Effective;
 use failure::{Failure, Usage};
@@ -83,6 +85,8 @@ enum Command {
     Echo(EchoSettings),
     /// Say what this machine can hold, and what to change.
     Check(CheckSettings),
+    /// Ask a server everything that the client protocol promises, and say what is not true of it.
+    Conform(ConformSettings),
     /// Make a token for a user, to try --auth jwt.
     Token(TokenSettings),
     /// Print the completions of a shell: source <(aldis completions bash)
@@ -166,6 +170,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
         }
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
+        Command::Conform(flags) => conform::run(flags),
         Command::Check(flags) => check::run(&flags),
         Command::Upgrade(flags) => upgrade::run(flags),
         Command::Dead(flags) => dead::run(flags),
@@ -228,6 +233,7 @@ impl Command {
             Command::Repair(_) => "repair",
             Command::Echo(_) => "echo",
             Command::Token(_) => "token",
+            Command::Conform(_) => "conform",
             Command::Check(_) => "check",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",

@@ -1,7 +1,7 @@
 //! `aldis token`: makes one, for trying. Real ones come from whoever knows the users.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -67,6 +67,20 @@ pub fn run(settings: TokenSettings) -> anyhow::Result<()> {
 }
 
 impl TokenSettings {
+    /// A token for an hour, signed by the key in this file.
+    pub fn for_user(key: &Path, user: &str, device: Option<&str>) -> Result<String, Usage> {
+        let settings = TokenSettings {
+            user: user.to_owned(),
+            device: device.map(str::to_owned),
+            expires: "1h".to_owned(),
+            jwt_key: key.to_owned(),
+            key_id: None,
+            issuer: None,
+            audience: None,
+        };
+        settings.into_token(Now::read())
+    }
+
     fn into_token(self, now: Now) -> Result<String, Usage> {
         for (flag, id) in [("--user", Some(&self.user)), ("--device", self.device.as_ref())] {
             if !id.is_none_or(|id| is_id(id)) {

@@ -47,16 +47,14 @@ pub enum Listening {
 
 /// A slot of the shard's slab.
 pub struct Connection {
-    pub framer: Framer,
+    pub reading: Reading,
     /// Exists while something is queued or under way.
     pub outbound: Option<Box<Outbound>>,
-    /// The part of a request that earlier receives brought.
-    pub request: Option<Box<ArrivingRequest>>,
     /// Request: since when. Open: when a frame was last heard. Closing: when it began, then when
-    /// all was sent. In monotonic milliseconds.
-    pub since_ms: u64,
-    /// When the wheel looks at this connection next. In monotonic milliseconds.
-    pub timer_ms: u64,
+    /// all was sent.
+    pub since: Moment,
+    /// When the wheel looks at this connection next.
+    pub timer: Moment,
     /// What the accept yielded ([`crate::ring::Ring::accepted`]).
     pub socket: u32,
     pub phase: Phase,
@@ -78,9 +76,72 @@ impl ArrivingRequest {
     }
 }
 
-/// A slot, its bookkeeping in the slab (8 bytes and a generation) and its entry on the wheel (16
-/// bytes): an idle connection is to cost at most 128 bytes.
-const _: () = assert!(size_of::<Connection>() + 8 + 4 + 16 <= 128);
+/// A slot, its generation in the slab and its entry on the wheel (12 bytes). What the router keeps
+/// (48 bytes) and the ring (8) comes to it: an idle connection is to cost at most 128 bytes.
+const _: () = assert!(size_of::<Option<Connection>>() <= 48);
+const _: () = assert!(48 + 4 + 12 + 48 + 8 <= 128);
+
+/// What has arrived and is not done with: one of these.
+pub enum Reading {
+    /// The part of a request that earlier receives brought.
+    Request(Option<Box<ArrivingRequest>>),
+    Frames(Framer),
+}
+
+impl Reading {
+    pub fn request(&self) -> Option<&ArrivingRequest> {
+        match self {
+            Reading::Request(request) => request.as_deref(),
+            Reading::Frames(_) => None,
+        }
+    }
+
+    pub fn request_mut(&mut self) -> Option<&mut Option<Box<ArrivingRequest>>> {
+        match self {
+            Reading::Request(request) => Some(request),
+            Reading::Frames(_) => None,
+        }
+    }
+
+    /// Takes the framer out, to be put back; one that takes nothing if there is none.
+    pub fn take_framer(&mut self) -> Framer {
+        match self {
+            Reading::Request(_) => Framer::default(),
+            Reading::Frames(framer) => std::mem::take(framer),
+        }
+    }
+
+    /// Bytes held of frames.
+    pub fn frames_size(&self) -> usize {
+        match self {
+            Reading::Request(_) => 0,
+            Reading::Frames(framer) => framer.held_size(),
+        }
+    }
+}
+
+/// A time in monotonic milliseconds, in 4 bytes: exact for 49 days, and then begun anew. Whoever
+/// reads one knows the time now, which is less than half of that away from it: the wheel looks at
+/// every connection more often, and what it finds too old to tell is long due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(u32);
+
+impl Moment {
+    pub fn at_ms(ms: u64) -> Moment {
+        Moment(ms as u32)
+    }
+
+    /// No time that is ever waited for, seen from `now_ms`.
+    pub fn far(now_ms: u64) -> Moment {
+        Moment::at_ms(now_ms + i32::MAX as u64)
+    }
+
+    /// In monotonic milliseconds, seen from `now_ms`.
+    pub fn ms(self, now_ms: u64) -> u64 {
+        let ahead = self.0.wrapping_sub(now_ms as u32) as i32;
+        now_ms.saturating_add_signed(ahead.into())
+    }
+}
 
 /// What the kernel waits for on a connection's socket. See `tiers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,8 +165,6 @@ pub struct Flags {
     pub run: u8,
     /// Listed to be flushed at the end of this turn.
     pub is_dirty: bool,
-    /// The application wants to hear when the queue is empty.
-    pub is_watched: bool,
     /// A ping is out and nothing was heard since.
     pub is_pinged: bool,
     /// The whole close may take [`CLOSE_MS`], sending included.
@@ -138,6 +197,8 @@ pub struct Outbound {
     pub counted: usize,
     /// When the send under way was begun. In monotonic milliseconds.
     pub sending_since_ms: u64,
+    /// The application wants to hear when the queue is empty.
+    pub is_watched: bool,
 }
 
 impl Outbound {
@@ -301,28 +362,28 @@ pub enum Due {
 impl Connection {
     /// What is due at `now_ms`.
     pub fn due(&self, now_ms: u64, pace: Pace) -> Due {
+        let since_ms = self.since.ms(now_ms);
         match self.phase {
-            Phase::Request => after(now_ms, self.since_ms + HANDSHAKE_MS, Due::Abandon),
+            Phase::Request => after(now_ms, since_ms + HANDSHAKE_MS, Due::Abandon),
             Phase::Open => self.due_open(now_ms, pace),
             Phase::Closing => match &self.outbound {
-                None => after(now_ms, self.since_ms + CLOSE_MS, Due::Finish),
-                Some(_) if self.flags.is_cut => {
-                    after(now_ms, self.since_ms + CLOSE_MS, Due::Abandon)
-                }
-                Some(_) => after(now_ms, self.since_ms + PROGRESS_MS, Due::Abandon),
+                None => after(now_ms, since_ms + CLOSE_MS, Due::Finish),
+                Some(_) if self.flags.is_cut => after(now_ms, since_ms + CLOSE_MS, Due::Abandon),
+                Some(_) => after(now_ms, since_ms + PROGRESS_MS, Due::Abandon),
             },
             Phase::Gone => Due::At(u64::MAX),
         }
     }
 
     fn due_open(&self, now_ms: u64, pace: Pace) -> Due {
+        let since_ms = self.since.ms(now_ms);
         let heartbeat = if self.flags.is_pinged {
-            after(now_ms, self.since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
+            after(now_ms, since_ms + 2 * pace.heartbeat_ms, Due::Cut(End::Silent))
         } else {
-            after(now_ms, self.since_ms + pace.heartbeat_ms, Due::Ping)
+            after(now_ms, since_ms + pace.heartbeat_ms, Due::Ping)
         };
         let calm = match self.flags.is_busy {
-            true => after(now_ms, self.since_ms.saturating_add(pace.quiet_ms), Due::Calm),
+            true => after(now_ms, since_ms.saturating_add(pace.quiet_ms), Due::Calm),
             false => Due::At(u64::MAX),
         };
         let sending = self.outbound.as_ref().filter(|outbound| outbound.sending > 0);
@@ -351,6 +412,19 @@ fn after(now_ms: u64, at_ms: u64, due: Due) -> Due {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_told_from_near_it_also_where_its_count_begins_anew() {
+        for begun in [0_u64, 1 << 31, 1 << 32, 7 << 32] {
+            let now_ms = begun + 40_000_000;
+            for ms in [begun, begun + 39_999_999, now_ms, now_ms + 20_000, now_ms + 3_600_000] {
+                assert_eq!(Moment::at_ms(ms).ms(now_ms), ms);
+            }
+            let before = begun.saturating_sub(1);
+            assert_eq!(Moment::at_ms(before).ms(begun), before);
+            assert_eq!(Moment::far(begun).ms(begun), begun + i32::MAX as u64);
+        }
+    }
 
     fn drain(outbound: &mut Outbound) -> Vec<Vec<u8>> {
         let mut pieces = Vec::new();

@@ -10,7 +10,9 @@ use crate::framer::{DeflateAgreement, Deflater, Framer, Inflater, Opcode};
 
 use super::admission::{Admission, AdmissionOptions, Reason, Refused};
 use super::application::{ConnectionId, End};
-use super::connection::{CLOSE_MS, Connection, Due, Flags, Listening, Outbound, Pace, Phase};
+use super::connection::{
+    CLOSE_MS, Connection, Due, Flags, Listening, Moment, Outbound, Pace, Phase, Reading,
+};
 use super::holdings::{count_queue, reused};
 use super::ledger::{Class, Grades, Ledger, SocketCost};
 use super::tiers::Tiers;
@@ -129,7 +131,10 @@ pub struct Connections {
     open_count: usize,
     refused_count: usize,
     pub(super) wheel: Wheel,
-    due: Vec<ConnectionId>,
+    /// Slots.
+    due: Vec<u32>,
+    /// Sends that were begun since the last look at how they go.
+    begun: Vec<ConnectionId>,
     #[expect(
         clippy::vec_box,
         reason = "they move between here and slots, which hold a pointer of them"
@@ -165,6 +170,7 @@ impl Connections {
             refused_count: 0,
             wheel: Wheel::new(now.monotonic_ms(), WHEEL_TICK_MS, WHEEL_BUCKETS, capacity),
             due: Vec::new(),
+            begun: Vec::new(),
             queues: Vec::new(),
             vectors: Vec::new(),
             shrink_slot: 0,
@@ -194,10 +200,9 @@ impl Connections {
         let Some(connection) = self.open_mut(id) else {
             return;
         };
-        if connection.outbound.is_some() {
-            connection.flags.is_watched = true;
-        } else {
-            self.drained.push(id);
+        match &mut connection.outbound {
+            Some(outbound) => outbound.is_watched = true,
+            None => self.drained.push(id),
         }
     }
 
@@ -310,12 +315,12 @@ impl Connections {
 
     /// Gives an accepted socket a slot. `None` when even the spare ones are taken.
     pub(super) fn insert(&mut self, socket: u32) -> Option<ConnectionId> {
+        let now_ms = self.now.monotonic_ms();
         let id = self.slots.insert(Connection {
-            framer: Framer::default(),
+            reading: Reading::Request(None),
             outbound: None,
-            request: None,
-            since_ms: self.now.monotonic_ms(),
-            timer_ms: u64::MAX,
+            since: Moment::at_ms(now_ms),
+            timer: Moment::far(now_ms),
             socket,
             phase: Phase::Request,
             listening: Listening::Frames,
@@ -377,11 +382,11 @@ impl Connections {
         let (now_ms, message_size_max) = (self.now.monotonic_ms(), self.options.message_size_max);
         if let Some(connection) = self.get_mut(id) {
             connection.phase = Phase::Open;
-            connection.since_ms = now_ms;
-            connection.framer = match deflate {
+            connection.since = Moment::at_ms(now_ms);
+            connection.reading = Reading::Frames(match deflate {
                 None => Framer::new(message_size_max),
                 Some(_) => Framer::with_deflate(message_size_max),
-            };
+            });
             connection.flags.deflate_window_bits =
                 deflate.map_or(0, DeflateAgreement::server_window_bits);
             self.open_count += 1;
@@ -421,7 +426,7 @@ impl Connections {
     pub(super) fn heard(&mut self, id: ConnectionId) {
         let now_ms = self.now.monotonic_ms();
         if let Some(connection) = self.open_mut(id) {
-            connection.since_ms = now_ms;
+            connection.since = Moment::at_ms(now_ms);
             connection.flags.is_pinged = false;
         }
     }
@@ -496,7 +501,20 @@ impl Connections {
             outbound.sending_since_ms = now_ms;
             count_queue(outbound, ledger);
         }
-        self.arm(id);
+        self.begun.push(id);
+    }
+
+    /// Puts those on the wheel whose sends were begun before the last completions and are not done:
+    /// few are, and the others need no deadline.
+    pub(super) fn watch_sends(&mut self) {
+        let mut begun = std::mem::take(&mut self.begun);
+        for id in begun.drain(..) {
+            let outbound = self.slots.get(id).and_then(|connection| connection.outbound.as_ref());
+            if outbound.is_some_and(|outbound| outbound.sending > 0) {
+                self.arm(id);
+            }
+        }
+        self.begun = begun;
     }
 
     /// The send under way is done.
@@ -512,13 +530,13 @@ impl Connections {
         if outbound.waiting() > 0 {
             return self.queue(id, |_| {});
         }
-        let (emptied, is_watched) = (connection.outbound.take(), connection.flags.is_watched);
-        connection.flags.is_watched = false;
+        let emptied = connection.outbound.take();
+        let is_watched = emptied.as_ref().is_some_and(|outbound| outbound.is_watched);
         let is_done = connection.flags.is_peer_done || connection.listening == Listening::Nothing;
         match connection.phase {
             Phase::Closing if is_done => self.leave(id, false),
             Phase::Closing => {
-                connection.since_ms = now_ms;
+                connection.since = Moment::at_ms(now_ms);
                 self.arm(id);
             }
             _ if is_watched => self.drained.push(id),
@@ -531,8 +549,10 @@ impl Connections {
     pub(super) fn expire(&mut self) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(self.now.monotonic_ms(), &mut due);
-        for id in due.drain(..) {
-            self.expire_one(id);
+        for slot in due.drain(..) {
+            if let Some(id) = self.slots.key_of(slot) {
+                self.expire_one(id);
+            }
         }
         self.due = due;
     }
@@ -567,6 +587,7 @@ impl Connections {
         if is_useful && self.queues.len() < POOL_COUNT_MAX && self.keeps_spares() {
             outbound.drop_waiting();
             (outbound.sending, outbound.sending_capacity) = (0, 0);
+            outbound.is_watched = false;
             self.ledger.change(Class::Spares, 0, outbound.held_size());
             self.queues.push(outbound);
         }
@@ -580,7 +601,7 @@ impl Connections {
         let was_open = connection.phase == Phase::Open;
         connection.phase = Phase::Closing;
         connection.listening = listening;
-        connection.since_ms = now_ms;
+        connection.since = Moment::at_ms(now_ms);
         self.open_count -= usize::from(was_open);
         self.arm(id);
     }
@@ -606,11 +627,11 @@ impl Connections {
         let Some(connection) = self.get_mut(id) else {
             return;
         };
-        if connection.timer_ms > now_ms {
-            // An entry that an earlier deadline has overtaken.
+        if connection.timer.ms(now_ms) > now_ms {
+            // An entry that an earlier deadline has overtaken, or one of the slot's life before.
             return;
         }
-        connection.timer_ms = u64::MAX;
+        connection.timer = Moment::far(now_ms);
         match connection.due(now_ms, pace) {
             Due::At(_) => {}
             Due::Abandon => {
@@ -642,9 +663,9 @@ impl Connections {
             Due::At(at_ms) => at_ms,
             _ => now_ms,
         };
-        if at_ms < connection.timer_ms {
-            connection.timer_ms = at_ms;
-            self.wheel.insert(id, at_ms);
+        if at_ms < connection.timer.ms(now_ms) {
+            connection.timer = Moment::at_ms(at_ms);
+            self.wheel.insert(id.slot, at_ms);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What connections hold, told to the ledger as it changes, and given up when memory is scarce.
 
 use super::application::{ConnectionId, End};
-use super::connection::{ArrivingRequest, Connection, Outbound};
+use super::connection::{ArrivingRequest, Connection, Outbound, Reading};
 use super::connections::Connections;
 use super::ledger::{Class, Ledger, Pressure};
 use crate::framer::Framer;
@@ -10,8 +10,8 @@ use crate::framer::Framer;
 const SHRINK_COUNT: u32 = 512;
 /// Once all were looked at, they rest so long.
 const SHRINK_PAUSE_MS: u64 = 1_000;
-/// What the slab and the generations add to a slot.
-const SLOT_SIZE: usize = size_of::<Connection>() + 8 + 4;
+/// With its generation.
+const SLOT_SIZE: usize = size_of::<Option<Connection>>() + 4;
 /// When all memory is used up, who takes nothing is waited for no longer than this.
 const PROGRESS_PRESSED_MS: u64 = 2_000;
 /// 1013: try again later.
@@ -43,8 +43,8 @@ impl Connections {
 
     /// A connection left its slot with this; its queue is counted by itself.
     pub(super) fn uncount(&mut self, connection: &Connection) {
-        self.ledger.change(Class::Frames, connection.framer.held_size(), 0);
-        if let Some(request) = &connection.request {
+        self.ledger.change(Class::Frames, connection.reading.frames_size(), 0);
+        if let Some(request) = connection.reading.request() {
             self.ledger.change(Class::Requests, request.held_size(), 0);
         }
     }
@@ -55,11 +55,11 @@ impl Connections {
         let Some(connection) = slots.get_mut(id) else {
             return;
         };
-        ledger.change(Class::Frames, 0, connection.framer.held_size());
+        ledger.change(Class::Frames, 0, connection.reading.frames_size());
         if let Some(outbound) = &mut connection.outbound {
             count_queue(outbound, ledger);
         }
-        if let Some(request) = &connection.request {
+        if let Some(request) = connection.reading.request() {
             ledger.change(Class::Requests, 0, request.held_size());
         }
     }
@@ -74,7 +74,7 @@ impl Connections {
 
     /// Takes the part of a request that has arrived.
     pub(super) fn take_request(&mut self, id: ConnectionId) -> Option<Box<ArrivingRequest>> {
-        let request = self.get_mut(id)?.request.take()?;
+        let request = self.get_mut(id)?.reading.request_mut()?.take()?;
         self.ledger.change(Class::Requests, request.held_size(), 0);
         Some(request)
     }
@@ -87,7 +87,7 @@ impl Connections {
         }
         let size = request.held_size();
         if let Some(connection) = self.get_mut(id) {
-            connection.request = Some(request);
+            connection.reading = Reading::Request(Some(request));
             self.ledger.change(Class::Requests, 0, size);
         }
     }
@@ -99,7 +99,7 @@ impl Connections {
         let Some(connection) = self.get_mut(id) else {
             return;
         };
-        connection.framer = framer;
+        connection.reading = Reading::Frames(framer);
         self.ledger.change(Class::Frames, before, after);
         if after > before && !self.ledger.has_room(Class::Frames) {
             self.cut(id, OVERLOAD.0, OVERLOAD.1, End::Memory);
@@ -142,14 +142,16 @@ impl Connections {
         let Some(connection) = slots.get_mut(id) else {
             return;
         };
-        let before = connection.framer.held_size();
-        connection.framer.shrink();
-        ledger.change(Class::Frames, before, connection.framer.held_size());
+        if let Reading::Frames(framer) = &mut connection.reading {
+            let before = framer.held_size();
+            framer.shrink();
+            ledger.change(Class::Frames, before, framer.held_size());
+        }
         if let Some(outbound) = &mut connection.outbound {
             outbound.shrink();
             count_queue(outbound, ledger);
         }
-        if let Some(request) = &mut connection.request {
+        if let Some(Some(request)) = connection.reading.request_mut() {
             let before = request.held_size();
             request.bytes.shrink_to_fit();
             ledger.change(Class::Requests, before, request.held_size());
@@ -174,7 +176,7 @@ impl Connections {
     pub(super) fn recount(&self) -> Vec<(Class, usize)> {
         let connections = || self.slots.iter().map(|(_, connection)| connection);
         let outbounds = connections().filter_map(|connection| connection.outbound.as_ref());
-        let requests = connections().filter_map(|connection| connection.request.as_ref());
+        let requests = connections().filter_map(|connection| connection.reading.request());
         let vectors: usize = self.vectors.iter().map(Vec::capacity).sum();
         let queues: usize = self.queues.iter().map(|queue| queue.held_size()).sum();
         let busy_count = connections().filter(|connection| connection.flags.is_busy).count();
@@ -182,7 +184,7 @@ impl Connections {
         vec![
             (Class::Queues, outbounds.map(|outbound| outbound.held_size()).sum()),
             (Class::Requests, requests.map(|request| request.held_size()).sum()),
-            (Class::Frames, connections().map(|connection| connection.framer.held_size()).sum()),
+            (Class::Frames, connections().map(|connection| connection.reading.frames_size()).sum()),
             (Class::Spares, vectors + queues),
             (Class::Sockets, connections().count() * cost.idle + busy_count * cost.busy),
             (Class::Slots, self.slots.touched_count() * SLOT_SIZE),

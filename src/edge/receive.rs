@@ -161,7 +161,7 @@ fn frames<R: Ring, A: Application<R>>(
     let Some(connection) = connections.get_mut(id) else {
         return;
     };
-    let mut framer = std::mem::take(&mut connection.framer);
+    let mut framer = connection.reading.take_framer();
     let held_before = framer.held_size();
     let mut inflater = connections.inflater.take();
     let mut input = Input::with_inflater(bytes, inflater.as_deref_mut());

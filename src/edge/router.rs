@@ -14,6 +14,7 @@ mod answers;
 mod connection;
 mod counters;
 mod deadlines;
+mod devices;
 mod handover;
 mod operations;
 mod pressed;
@@ -28,13 +29,15 @@ use crate::edge::identity::Admitted;
 use crate::edge::ledger::Pressure;
 use crate::edge::ticket::{Term, Tickets};
 use crate::link::message::{Address, ToSequencer};
+use crate::link::record::Id;
 use crate::link::{LinkEvent, Outlet, PeerId};
 use crate::protocol::Subprotocol;
 use crate::protocol::operation::{ErrorCode, Event, Goodbye};
 
-use connection::{Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking, Phase};
+use connection::{Client, Connection, OUTSTANDING_COUNT_MAX, PARKED_COUNT_MAX, Parking};
 pub use counters::Counters;
 use deadlines::Deadlines;
+use devices::Devices;
 pub use handover::{ClientState, RouterState, WaitingState};
 use operations::overload;
 use pressed::Rooms;
@@ -117,6 +120,9 @@ pub struct Router {
     options: Options,
     /// By slot.
     connections: Vec<Option<Connection>>,
+    devices: Devices,
+    /// Of names that are not kept in place.
+    names_size: usize,
     requests: Requests,
     /// Of all connections that wait for their `welcome`.
     parked_size: usize,
@@ -141,6 +147,8 @@ impl Router {
             requests: Requests::new(options.sequencer),
             options,
             connections: Vec::new(),
+            devices: Devices::default(),
+            names_size: 0,
             parked_size: 0,
             rooms: Rooms::default(),
             epoch: 0,
@@ -183,11 +191,16 @@ impl Router {
         if let Some(generation) = self.slot(id.slot).as_ref().map(|old| old.generation) {
             self.closed(ConnectionId { generation, ..id }, around);
         }
-        let Admitted { user, device, .. } = &admitted;
-        let (user, device) = (user.clone(), device.clone());
-        let connection = Connection::new(id.generation, admitted);
-        *self.slot(id.slot) = Some(connection);
-        self.counters.connections += 1;
+        let Admitted { user, device, manual, subprotocol, .. } = admitted;
+        let client = Client {
+            generation: id.generation,
+            user: user.clone(),
+            device: device.clone(),
+            manual,
+            subprotocol: subprotocol.unwrap_or(Subprotocol::Json),
+        };
+        let connection = Connection::new(client, &mut self.devices);
+        self.keep(id.slot, connection);
         self.counters.accepted += 1;
         let message = ToSequencer::Open { address: self.address(id), user, device };
         let request = Unanswered {
@@ -209,7 +222,9 @@ impl Router {
         let Some(connection) = self.connection(id) else {
             return;
         };
-        connection.ticket_ends_unix_ms = term.ticket_ends_unix_ms.unwrap_or(u64::MAX);
+        if let Some(opening) = connection.opening_mut() {
+            opening.ticket_ends_unix_ms = term.ticket_ends_unix_ms.unwrap_or(u64::MAX);
+        }
         if let Some(end) = term.ends_unix_ms {
             // By the steady clock: one that is set right meanwhile cuts nobody.
             let rest_ms = end.saturating_sub(now.unix_ms);
@@ -236,7 +251,8 @@ impl Router {
             return;
         }
         let decoded = kind.decode(frame);
-        if let Phase::Opening(parked) = &mut connection.phase {
+        if let Some(opening) = connection.opening_mut() {
+            let parked = &mut opening.parked;
             if !may_park {
                 return self.cut(id, Goodbye::Overload, Some(RETRY_MS), around);
             }
@@ -259,8 +275,10 @@ impl Router {
     pub fn drained(&mut self, id: ConnectionId, around: &mut Surroundings) {
         if !around.clients.may_queue() {
             self.rooms.hold(id);
-        } else if let Some(stream) = self.connection(id).and_then(|found| found.room_wanted.take())
+        } else if let Some(connection) = self.connection(id)
+            && let Some(stream) = connection.room_wanted()
         {
+            connection.set_room_wanted(None);
             self.tell_room(id, stream, around);
         }
     }
@@ -273,10 +291,12 @@ impl Router {
             return;
         };
         self.counters.connections -= 1;
-        self.unpark(&connection.phase);
+        self.names_size -= connection.names_size();
+        self.unpark(connection.opening());
+        let (user, device) = (connection.user(), connection.device(&self.devices));
+        connection.leave(&mut self.devices);
         // One that has no session yet is closed when `Opened` finds it gone.
         if let Some(session) = connection.session() {
-            let Connection { user, device, .. } = connection;
             let close = ToSequencer::Close { address: self.address(id), session, user, device };
             self.requests.tell(close, around.outlet);
         }
@@ -353,16 +373,16 @@ impl Router {
                 continue;
             };
             // The new session's catchings-up are counted anew.
-            connection.behind = None;
-            connection.room_wanted = None;
+            connection.set_behind(None);
+            connection.set_room_wanted(None);
             if let Some(session) = connection.session() {
                 let slot = u32::try_from(slot).expect("slots are numbered by u32");
                 let generation = connection.generation;
                 retells.push(ToSequencer::Retell {
                     address: Address { incarnation, slot, generation },
                     session,
-                    user: connection.user.clone(),
-                    device: connection.device.clone(),
+                    user: connection.user(),
+                    device: connection.device(&self.devices),
                     manual: connection.manual,
                 });
             }
@@ -436,6 +456,20 @@ impl Router {
     fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         let connection = self.connections.get_mut(id.slot as usize)?.as_mut()?;
         (connection.generation == id.generation).then_some(connection)
+    }
+
+    /// A connection has come.
+    fn keep(&mut self, slot: u32, connection: Connection) {
+        self.counters.connections += 1;
+        self.names_size += connection.names_size();
+        *self.slot(slot) = Some(connection);
+    }
+
+    /// The user and the device of a connection.
+    fn names(&self, id: ConnectionId) -> Option<(Id, Id)> {
+        let connection = self.connections.get(id.slot as usize)?.as_ref()?;
+        let is_current = connection.generation == id.generation;
+        is_current.then(|| (connection.user(), connection.device(&self.devices)))
     }
 
     fn slot(&mut self, slot: u32) -> &mut Option<Connection> {

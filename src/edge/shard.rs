@@ -88,6 +88,7 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
             self.complete(completion);
         }
         self.completions = completions;
+        self.connections.watch_sends();
         self.expire();
         self.tell();
         let now = self.connections.now;

@@ -50,7 +50,7 @@ impl Connections {
         if armed != Armed::Once || flags.is_busy {
             return;
         }
-        let is_soon = now_ms.saturating_sub(connection.since_ms) <= tiers.quiet_ms;
+        let is_soon = now_ms.saturating_sub(connection.since.ms(now_ms)) <= tiers.quiet_ms;
         flags.run = if is_soon { flags.run.saturating_add(1) } else { 1 };
         if flags.run >= tiers.promote_after {
             flags.is_busy = true;

@@ -443,6 +443,8 @@ impl Links {
         let peer = &mut self.peers[id.0 as usize];
         let expired = now.monotonic_us > peer.last_heard_us + LEASE_US;
         if peer.overflowed || (peer.session.is_some() && expired) {
+            let why = if peer.overflowed { "too much is unacknowledged" } else { "silence" };
+            tracing::warn!(why, peer = %peer.name(), "a link session ends");
             peer.overflowed = false;
             self.end(id, ring);
         }

@@ -8,12 +8,11 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import {
-  Aldis, Side, counters, inaccessible, openBrowser, openContext, tokenOf, until,
+  Aldis, DESKTOP, PHONE, Side, counters, fits, inaccessible, isOnline, openBrowser, openContext,
+  shows, tokenOf, until,
 } from './stage.mjs';
 
 const CHILDREN = ['store', 'sequencer', 'edge'];
-const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true };
-const DESKTOP = { viewport: { width: 1280, height: 800 } };
 /** Between two kills: some messages pass. */
 const PAUSE_MS = 500;
 const RECOVERY_MS_MAX = 45_000;
@@ -38,18 +37,6 @@ async function visit(left, right, options = DESKTOP) {
   const sides = [new Side(page, left), new Side(page, right)];
   for (const side of sides) await isOnline(side);
   return { context, complaints, page, sides };
-}
-
-function isOnline(side) {
-  return until('online', async () => await side.status.textContent() === 'online');
-}
-
-function shows(side, text, ticks) {
-  const message = side.message(text);
-  return until(`"${text.slice(0, 40)}" as ${ticks ?? 'received'}`, async () => {
-    if (await message.count() !== 1) return false;
-    return ticks === undefined || await message.getAttribute('data-ticks') === ticks;
-  });
 }
 
 function kill(page, child) {
@@ -329,18 +316,19 @@ describe('surroundings', () => {
   test('everything is reached by keyboard, in the order in which it is seen', async () => {
     const { context, page } = await visit('tab', 'key');
     const names = [];
-    for (let index = 0; index < 12; index += 1) {
+    for (let index = 0; index < 16; index += 1) {
       await page.keyboard.press('Tab');
       names.push(await page.evaluate(() => {
         const { activeElement: element } = document;
         const { outlineStyle } = getComputedStyle(element);
-        const name = element.getAttribute('aria-label') ?? element.textContent;
+        const title = element.querySelector('.title') ?? element;
+        const name = element.getAttribute('aria-label') ?? title.textContent;
         return outlineStyle === 'none' ? `${name} without an outline` : name;
       }));
     }
     const side = (one, other) => [
-      `${one} is online`, `Messages of ${one} and ${other}`, `Message from ${one} to ${other}`,
-      'Send',
+      `${one} is online`, 'New conversation', other, `Messages of ${one} and ${other}`,
+      `Message from ${one} to ${other}`, 'Send',
     ];
     const kills = CHILDREN.map((child) => `kill -9 ${child}`);
     const head = ['Write 20 messages/s', ...kills];
@@ -436,35 +424,6 @@ describe('tokens', () => {
     await context.close();
   });
 });
-
-/** Nothing scrolls sideways, and no control covers another one or reaches out of its pane. */
-async function fits(page) {
-  const wrong = await page.evaluate(() => {
-    const wrong = [];
-    const { scrollWidth, clientWidth } = document.documentElement;
-    if (scrollWidth > clientWidth) wrong.push(`the page is ${scrollWidth} wide of ${clientWidth}`);
-    for (const list of document.querySelectorAll('.messages, .pane, .counters')) {
-      if (list.scrollWidth > list.clientWidth) wrong.push(`${list.className} scrolls sideways`);
-    }
-    const isSeen = (element) => element.getClientRects().length > 0;
-    const controls = document.querySelectorAll('button, textarea, input, h1, h2, dd, dt, .status');
-    const boxes = [...controls].filter(isSeen).map((element) => ({
-      name: element.getAttribute('aria-label') ?? element.textContent,
-      box: element.getBoundingClientRect(),
-    }));
-    for (const [index, { name, box }] of boxes.entries()) {
-      if (box.left < 0 || box.right > clientWidth) wrong.push(`${name} reaches out of the page`);
-      for (const other of boxes.slice(index + 1)) {
-        const wide = Math.min(box.right, other.box.right) - Math.max(box.left, other.box.left);
-        const high = Math.min(box.bottom, other.box.bottom) - Math.max(box.top, other.box.top);
-        // The buttons of a group share a border.
-        if (wide > 1.5 && high > 1.5) wrong.push(`${name} covers ${other.name}`);
-      }
-    }
-    return wrong;
-  });
-  assert.deepEqual(wrong, []);
-}
 
 /** Whether the server has `history` already; the page does without it. */
 function knowsHistory(page) {

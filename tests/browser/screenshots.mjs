@@ -23,6 +23,7 @@ const DESKTOP = {
     [1, 'Try it. The buttons up there are real.'],
   ],
   kills: ['store', 'edge'],
+  group: { name: 'Harbour', people: 'bob, carol, dave', text: 'Who has the keys?' },
   end: [
     [0, 'Both died, both are back, and everything is here.'],
     [1, 'In order, and once.'],
@@ -61,7 +62,7 @@ for (const picture of [DESKTOP, PHONE]) {
 }
 await browser.close();
 
-async function take(aldis, { name, options, people, lines, kills, end }) {
+async function take(aldis, { name, options, people, lines, kills, end, group }) {
   const { context } = await openContext(browser, aldis, options);
   const page = await context.newPage();
   await page.goto(`/?left=${people[0]}&right=${people[1]}`);
@@ -75,6 +76,7 @@ async function take(aldis, { name, options, people, lines, kills, end }) {
     await page.waitForTimeout(1_000);
   }
   await talk(sides, end);
+  if (group) await beginGroup(page, sides[0], group, people[1]);
   await page.waitForTimeout(1_500);
   await page.evaluate(() => document.activeElement?.blur());
   await page.mouse.move(1, 1);
@@ -84,6 +86,18 @@ async function take(aldis, { name, options, people, lines, kills, end }) {
   console.log(`${path.relative(ROOT, file)}: ${size} bytes`);
   if (size > BYTES_MAX) throw new Error(`${file} is larger than ${BYTES_MAX} bytes`);
   await context.close();
+}
+
+/** One side makes a group and writes to it; the other one has not looked at it yet. */
+async function beginGroup(page, side, { name, people, text }, peer) {
+  await side.root.getByRole('button', { name: 'New conversation' }).click();
+  await page.getByLabel(/With whom/).fill(people);
+  await page.getByLabel(/Name of the group/).fill(name);
+  await page.getByRole('button', { name: 'Begin' }).click();
+  await until('the group', async () => await side.root.locator('h3').textContent() === name);
+  await side.write(text);
+  const row = side.root.locator('.row').filter({ has: page.locator('.title', { hasText: peer }) });
+  await row.click();
 }
 
 async function talk(sides, lines) {

@@ -4,6 +4,7 @@
 // Environment: ALDIS is the binary (else target/release/aldis). PAGE=web takes the page's files
 // from that folder instead of from the binary, so that a change can be looked at without a build.
 
+import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -16,6 +17,9 @@ export const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '
 const require = createRequire(path.join(ROOT, 'target/browser/package.json'));
 const { chromium } = require('playwright-core');
 const AXE = require.resolve('axe-core/axe.min.js');
+
+export const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true };
+export const DESKTOP = { viewport: { width: 1280, height: 800 } };
 
 const CHROMIUM = '/usr/bin/chromium';
 const CHROMIUM_FLAGS = [
@@ -180,6 +184,47 @@ export async function inaccessible(page) {
     const why = any[0]?.message ?? '';
     return `${id}: ${target.join(' ')} ${why}`;
   }));
+}
+
+export function isOnline(side) {
+  return until('online', async () => await side.status.textContent() === 'online');
+}
+
+export function shows(side, text, ticks) {
+  const message = side.message(text);
+  return until(`"${text.slice(0, 40)}" as ${ticks ?? 'received'}`, async () => {
+    if (await message.count() !== 1) return false;
+    return ticks === undefined || await message.getAttribute('data-ticks') === ticks;
+  });
+}
+
+/** Nothing scrolls sideways, and no control covers another one or reaches out of its pane. */
+export async function fits(page) {
+  const wrong = await page.evaluate(() => {
+    const wrong = [];
+    const { scrollWidth, clientWidth } = document.documentElement;
+    if (scrollWidth > clientWidth) wrong.push(`the page is ${scrollWidth} wide of ${clientWidth}`);
+    for (const list of document.querySelectorAll('.messages, .pane, .counters, .rows, dialog')) {
+      if (list.scrollWidth > list.clientWidth) wrong.push(`${list.className} scrolls sideways`);
+    }
+    const isSeen = (element) => element.getClientRects().length > 0;
+    const controls = document.querySelectorAll('button, textarea, input, h1, h2, dd, dt, .status');
+    const boxes = [...controls].filter(isSeen).map((element) => ({
+      name: element.getAttribute('aria-label') ?? element.textContent,
+      box: element.getBoundingClientRect(),
+    }));
+    for (const [index, { name, box }] of boxes.entries()) {
+      if (box.left < 0 || box.right > clientWidth) wrong.push(`${name} reaches out of the page`);
+      for (const other of boxes.slice(index + 1)) {
+        const wide = Math.min(box.right, other.box.right) - Math.max(box.left, other.box.left);
+        const high = Math.min(box.bottom, other.box.bottom) - Math.max(box.top, other.box.top);
+        // The buttons of a group share a border.
+        if (wide > 1.5 && high > 1.5) wrong.push(`${name} covers ${other.name}`);
+      }
+    }
+    return wrong;
+  });
+  assert.deepEqual(wrong, []);
 }
 
 /** A port below those that the kernel gives to outgoing connections. */

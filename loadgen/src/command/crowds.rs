@@ -5,19 +5,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use super::flags::{ChurnFlags, CrowdFlags, IdleFlags, MillionFlags, SlowFlags, StormFlags};
-use super::{NO_END, check_rate, check_size, descriptors, run_name};
+use super::flags::{
+    ChurnFlags, CrowdFlags, HostileFlags, IdleFlags, MillionFlags, SlowFlags, StormFlags,
+};
+use super::{NO_END, check_rate, check_size, descriptors, run_name, servers};
 use crate::chat;
 use crate::churn::Churn;
 use crate::crowd::CrowdPlan;
 use crate::fleet::Clock;
+use crate::hostile::Hostile;
 use crate::idle::{Idle, Talk};
+use crate::messages::SIZE_MIN;
 use crate::million::{self, OwnServer, ServerOptions};
-use crate::observe::Process;
 use crate::report::Report;
 use crate::run::Plan;
 use crate::scene;
-use crate::slow::{self, Books, Slow, Writers};
+use crate::slow::{Books, Slow, Writers};
 use crate::storm::Storm;
 
 /// Readers that one writer has, and the most writers.
@@ -33,7 +36,7 @@ pub fn idle(flags: IdleFlags) -> anyhow::Result<Report> {
     let IdleFlags { crowd, rate, quiet, size } = flags;
     let (plan, talk) = prepare(&crowd, rate, size)?;
     let (quiet, window) = (quiet.unwrap_or(crowd.seconds), crowd.seconds);
-    scene::play("idle", &plan, servers(&crowd)?, Idle { quiet, window, talk })
+    scene::play("idle", &plan, servers(&crowd.server_pid)?, Idle { quiet, window, talk })
         .map(|report| with_rate(report, rate))
 }
 
@@ -42,7 +45,8 @@ pub fn storm(flags: StormFlags) -> anyhow::Result<Report> {
     let (mut plan, talk) = prepare(&crowd, rate, size)?;
     plan.spread = spread;
     let storm = Storm { calm: crowd.seconds, patience, talk };
-    scene::play("storm", &plan, servers(&crowd)?, storm).map(|report| with_rate(report, rate))
+    scene::play("storm", &plan, servers(&crowd.server_pid)?, storm)
+        .map(|report| with_rate(report, rate))
 }
 
 pub fn churn(flags: ChurnFlags) -> anyhow::Result<Report> {
@@ -51,13 +55,14 @@ pub fn churn(flags: ChurnFlags) -> anyhow::Result<Report> {
     let (mut plan, talk) = prepare(&crowd, chat_rate, size)?;
     plan.churn = rate;
     let churn = Churn { window: crowd.seconds, talk };
-    scene::play("churn", &plan, servers(&crowd)?, churn).map(|report| with_rate(report, chat_rate))
+    scene::play("churn", &plan, servers(&crowd.server_pid)?, churn)
+        .map(|report| with_rate(report, chat_rate))
 }
 
 pub fn slow(flags: SlowFlags) -> anyhow::Result<Report> {
     let SlowFlags { crowd, rate, chat_rate, calm, patience, size } = flags;
     check_rate(rate)?;
-    let (mut plan, talk) = prepare(&crowd, chat_rate, size.max(slow::SIZE_MIN))?;
+    let (mut plan, talk) = prepare(&crowd, chat_rate, size.max(SIZE_MIN))?;
     let writers = (plan.count / (READERS_EACH + 1)).clamp(1, WRITERS_MAX);
     if plan.count <= writers {
         bail!("--connections must be above {}", crowd.connections - plan.count + writers);
@@ -73,7 +78,29 @@ pub fn slow(flags: SlowFlags) -> anyhow::Result<Report> {
     };
     let (window, books) = (crowd.seconds, Arc::new(Books::default()));
     let script = Slow { calm, window, patience, talk, writers, books };
-    scene::play("slow", &plan, servers(&crowd)?, script).map(|report| with_rate(report, chat_rate))
+    scene::play("slow", &plan, servers(&crowd.server_pid)?, script)
+        .map(|report| with_rate(report, chat_rate))
+}
+
+pub fn hostile(flags: HostileFlags) -> anyhow::Result<Report> {
+    let HostileFlags { crowd, rate, calm, attackers, bound, size } = flags;
+    check_rate(rate)?;
+    let (plan, talk) = prepare(&crowd, rate, size)?;
+    let room = descriptors()?.saturating_sub(crowd.connections as u64) as usize;
+    if attackers == 0 || attackers > room {
+        bail!("--attackers must be from 1 to {room}: the limit of open files allows no more");
+    }
+    let hostile = Hostile {
+        target: crowd.target.clone(),
+        calm,
+        window: crowd.seconds,
+        attackers,
+        talk: talk.context("the rate is above 0")?,
+        bound,
+        run: plan.run.clone(),
+    };
+    scene::play("hostile", &plan, servers(&crowd.server_pid)?, hostile)
+        .map(|report| with_rate(report, rate))
 }
 
 pub fn million(flags: MillionFlags) -> anyhow::Result<Report> {
@@ -106,7 +133,7 @@ pub fn million(flags: MillionFlags) -> anyhow::Result<Report> {
     };
     let (plan, talk) = prepare(&crowd, flags.rate, flags.size)?;
     let script = Idle { quiet: flags.quiet, window: flags.seconds, talk };
-    let mut report = scene::play("million", &plan, servers(&crowd)?, script)?;
+    let mut report = scene::play("million", &plan, servers(&crowd.server_pid)?, script)?;
     report.notes.extend(notes);
     if let Some(server) = &server {
         report.host.insert("server".to_owned(), server.command.clone());
@@ -172,14 +199,6 @@ fn side_plan(flags: &CrowdFlags, clock: Clock, connections: usize, group: usize)
         group,
         clock,
         signals: Arc::default(),
+        servers: Vec::new(),
     }
-}
-
-fn servers(flags: &CrowdFlags) -> anyhow::Result<Vec<Process>> {
-    let mut servers: Vec<Process> = Vec::new();
-    for pid in &flags.server_pid {
-        Process::of(*pid).with_context(|| format!("--server-pid {pid}: there is none"))?;
-        servers.extend(Process::family(*pid));
-    }
-    Ok(servers)
 }

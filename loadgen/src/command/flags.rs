@@ -37,6 +37,10 @@ pub struct CommonFlags {
     /// Threads of the generator, each with a ring and its share of the connections.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: usize,
+    /// A process of the server, on this machine: its processor time per message heard is reported,
+    /// and that of the processes that it started. May be given more than once.
+    #[arg(long, value_name = "PID", value_delimiter = ',')]
+    pub server_pid: Vec<u32>,
     #[command(flatten)]
     pub output: OutputFlags,
 }
@@ -191,6 +195,28 @@ pub struct SlowFlags {
     pub patience: Duration,
     /// Bytes of a body.
     #[arg(long, value_name = "BYTES", default_value_t = 4000)]
+    pub size: usize,
+}
+
+#[derive(Args)]
+pub struct HostileFlags {
+    #[command(flatten)]
+    pub crowd: CrowdFlags,
+    /// Messages per second between users who do no harm.
+    #[arg(long, value_name = "R", default_value_t = 200.0)]
+    pub rate: f64,
+    /// Before the attacks: what is normal.
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    pub calm: Duration,
+    /// Connections that the attackers have at once, where an attack is one of many.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub attackers: usize,
+    /// The run fails when the others' p99 is more than this many times that of the calm. Default:
+    /// it is only told
+    #[arg(long, value_name = "X")]
+    pub bound: Option<f64>,
+    /// Bytes of a body.
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
     pub size: usize,
 }
 

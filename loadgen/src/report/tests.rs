@@ -2,11 +2,15 @@
 
 use super::*;
 use crate::fleet::{Clock, Losses};
-use crate::run::{Measured, Schedule, latency_histogram};
+use crate::run::{Measured, Schedule, ServerTime, latency_histogram};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub fn report(accounts: Accounts) -> Report {
+    report_of("echo", accounts, Vec::new())
+}
+
+fn report_of(scenario: &str, accounts: Accounts, servers: Vec<ServerTime>) -> Report {
     let mut histogram = latency_histogram();
     for value_us in 1..=1_000 {
         histogram.record(value_us * 1_000).expect("in bounds");
@@ -21,6 +25,7 @@ pub fn report(accounts: Accounts) -> Report {
         group: 1,
         clock: Clock(Instant::now()),
         signals: Arc::default(),
+        servers: Vec::new(),
     };
     let schedule = Schedule { start_ns: 0, measure_from_ns: 0, end_ns: 2_000_000_000 };
     let mut timeline = Timeline::default();
@@ -40,8 +45,9 @@ pub fn report(accounts: Accounts) -> Report {
         opening: Duration::from_millis(3),
         window: Duration::from_secs(2),
         measured_from_ns: 1_000_000_000,
+        servers,
     };
-    Report::new("echo", &plan, None, outcome)
+    Report::new(scenario, &plan, None, outcome)
 }
 
 pub fn good() -> Accounts {
@@ -68,6 +74,35 @@ fn a_bad_run_fails_in_text_and_json() {
     assert!(json["latencies"][0]["p99_us"].as_f64().is_some_and(|us| us >= 990.0));
     assert_eq!(json["timeline"][0]["count"], 1);
     assert_eq!(json["schema"], 1);
+}
+
+#[test]
+fn the_servers_time_is_told_per_delivery_and_by_process() {
+    let time = |name: &str, processor_s| ServerTime { name: name.to_owned(), processor_s };
+    let servers = vec![time("edge", Some(0.004)), time("store", Some(0.001))];
+    let report = report_of("fanout", good(), servers);
+    let figures: Vec<(&str, f64, &str)> =
+        report.figures.iter().map(|is| (is.name.as_str(), is.value, is.unit)).collect();
+    let expected = [
+        ("edge: processor time per delivery", 4.0, "us"),
+        ("edge: share of one processor", 0.2, "%"),
+        ("store: processor time per delivery", 1.0, "us"),
+        ("store: share of one processor", 0.05, "%"),
+        ("server: processor time per delivery", 5.0, "us"),
+    ];
+    let is_near = |(found, expected): (&(&str, f64, &str), &(&str, f64, &str))| {
+        (found.0, found.2) == (expected.0, expected.2) && (found.1 - expected.1).abs() < 1e-9
+    };
+    assert!(figures.len() == 5 && figures.iter().zip(&expected).all(is_near), "{figures:?}");
+    assert!(report.text().contains("server: processor time per delivery"));
+    let page = super::page::page(&report);
+    assert!(page.contains("<th>edge: processor time per delivery</th>"), "{page}");
+    // Of one that ended nothing is told, and so nothing of all of them.
+    let servers = vec![time("edge", Some(0.004)), time("store", None)];
+    let report = report_of("chat", good(), servers);
+    assert_eq!(report.figures[0].name, "edge: processor time per message");
+    assert_eq!(report.figures.len(), 2);
+    assert!(report.notes[0].starts_with("store ended"), "{:?}", report.notes);
 }
 
 /// Others read these names: one that goes or changes is a new [`SCHEMA`].

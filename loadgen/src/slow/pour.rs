@@ -1,23 +1,18 @@
 //! Users who write to members of the crowd, at a rate, whether or not those read.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
-use serde::Deserialize;
 
 use super::Books;
 use crate::accounting::Accounts;
 use crate::crowd::user_name;
 use crate::fleet::{Conversation, Outboxes};
+use crate::messages::{Bodies, Due, Incoming, OpenLoop};
 use crate::run::{Measured, PerSecond, Schedule, Timeline, Workload, latency_histogram};
 use crate::websocket::Opcode;
-
-/// A body begins with its message's number in this many hexadecimal digits.
-pub const SIZE_MIN: usize = 16;
-const NS_PER_S: f64 = 1e9;
 
 pub struct PourOptions {
     pub run: String,
@@ -40,28 +35,15 @@ pub struct Pour {
     intended_ns: Vec<Vec<u64>>,
     ready_count: usize,
     writer_count: usize,
-    schedule: Schedule,
-    due_count: u64,
-    is_sending: bool,
+    pace: OpenLoop,
     unanswered: u64,
-    filling: String,
+    bodies: Bodies,
     frame: String,
     accounts: Accounts,
     first_refusal: Option<String>,
     sent: Histogram<u64>,
     per_second: PerSecond,
     books: Arc<Books>,
-}
-
-#[derive(Deserialize)]
-struct Incoming<'a> {
-    #[serde(borrow)]
-    t: Cow<'a, str>,
-    #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
-    seq: Option<u64>,
-    #[serde(borrow, default)]
-    code: Option<Cow<'a, str>>,
 }
 
 impl Pour {
@@ -76,11 +58,9 @@ impl Pour {
             readers,
             ready_count: 0,
             writer_count: positions.len(),
-            schedule: Schedule::default(),
-            due_count: 0,
-            is_sending: false,
+            pace: OpenLoop::new(options.rate),
             unanswered: 0,
-            filling: "x".repeat(options.size - SIZE_MIN),
+            bodies: Bodies::new(options.size),
             frame: String::new(),
             accounts: Accounts::default(),
             first_refusal: None,
@@ -91,12 +71,8 @@ impl Pour {
         }
     }
 
-    fn intended_ns(&self, count: u64) -> u64 {
-        self.schedule.start_ns + (count as f64 * NS_PER_S / self.options.rate) as u64
-    }
-
-    fn send(&mut self, intended_ns: u64, outboxes: &mut Outboxes) {
-        let index = (self.due_count % self.readers.len() as u64) as usize;
+    fn send(&mut self, turn: u64, intended_ns: u64, outboxes: &mut Outboxes) {
+        let index = (turn % self.readers.len() as u64) as usize;
         let reader = self.readers[index];
         let number = self.told[index].len();
         self.told[index].push(0);
@@ -104,11 +80,11 @@ impl Pour {
         self.accounts.sent += 1;
         self.unanswered += 1;
         let to = user_name(&self.options.run, reader);
-        let filling = &self.filling;
+        let body = self.bodies.of(number as u64);
         self.frame.clear();
         write!(
             self.frame,
-            r#"{{"t":"send","to":"{to}","id":"{reader}-{number}","body":"{number:016x}{filling}"}}"#
+            r#"{{"t":"send","to":"{to}","id":"{reader}-{number}","body":"{body}"}}"#
         )
         .expect("writing to a string does not fail");
         let writer = reader % self.options.all - self.first_position;
@@ -139,12 +115,11 @@ impl Pour {
         self.accounts.acknowledged += 1;
         self.unanswered -= 1;
         self.sent.saturating_record(now_ns.saturating_sub(self.intended_ns[index][number]));
-        self.per_second.count(now_ns, &self.schedule);
+        self.per_second.count(now_ns, self.pace.schedule());
     }
 
     fn refused(&mut self, incoming: &Incoming) {
-        let code = incoming.code.as_deref().unwrap_or("?");
-        self.first_refusal.get_or_insert_with(|| code.to_owned());
+        self.first_refusal.get_or_insert_with(|| incoming.refusal());
         self.accounts.refused += 1;
         self.unanswered = self.unanswered.saturating_sub(1);
     }
@@ -157,14 +132,14 @@ impl Conversation for Pour {
     }
 
     fn message(&mut self, _: usize, payload: &[u8], now_ns: u64, _: &mut Outboxes) {
-        let Ok(incoming) = serde_json::from_slice::<Incoming>(payload) else {
+        let Some(incoming) = Incoming::read(payload) else {
             self.accounts.corrupted += 1;
             return;
         };
         match incoming.t.as_ref() {
             "sent" => self.sent(&incoming, now_ns),
             "error" => self.refused(&incoming),
-            "synced" if self.schedule.start_ns == 0 => self.ready_count += 1,
+            "synced" if !self.pace.has_begun() => self.ready_count += 1,
             _ => {}
         }
     }
@@ -178,31 +153,27 @@ impl Workload for Pour {
     }
 
     fn begin(&mut self, schedule: Schedule, _: &mut Outboxes) {
-        self.schedule = schedule;
-        self.is_sending = !self.readers.is_empty();
+        self.pace.begin(schedule);
+        if self.readers.is_empty() {
+            self.pace.end();
+        }
     }
 
     fn drive(&mut self, now_ns: u64, outboxes: &mut Outboxes) -> u64 {
         loop {
-            let intended_ns = self.intended_ns(self.due_count);
-            if intended_ns >= self.schedule.end_ns || !self.is_sending {
-                self.is_sending = false;
-                return self.schedule.end_ns;
+            match self.pace.next(now_ns) {
+                Due::Now { number, intended_ns } => self.send(number, intended_ns, outboxes),
+                Due::Later(due_ns) => return due_ns,
             }
-            if intended_ns > now_ns {
-                return intended_ns;
-            }
-            self.send(intended_ns, outboxes);
-            self.due_count += 1;
         }
     }
 
     fn stop(&mut self, now_ns: u64) {
-        self.schedule.end_ns = self.schedule.end_ns.min(now_ns);
+        self.pace.stop(now_ns);
     }
 
     fn has_sent_all(&self) -> bool {
-        !self.is_sending
+        !self.pace.is_sending()
     }
 
     fn is_settled(&self) -> bool {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::Books;
 use crate::accounting::Accounts;
 use crate::crowd::Hearing;
+use crate::messages::SIZE_MIN;
 
 /// The readers of one thread.
 pub struct Readers {
@@ -130,7 +131,7 @@ impl Hearing for Readers {
 fn number_of(position: usize, incoming: &Incoming) -> Option<u64> {
     let (reader, number) = incoming.id.as_deref()?.split_once('-')?;
     let (reader, number): (usize, u64) = (reader.parse().ok()?, number.parse().ok()?);
-    let head = incoming.body.as_deref()?.get(..super::SIZE_MIN)?;
+    let head = incoming.body.as_deref()?.get(..SIZE_MIN)?;
     let is_whole = reader == position && u64::from_str_radix(head, 16) == Ok(number);
     is_whole.then_some(number)
 }

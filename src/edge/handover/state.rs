@@ -11,7 +11,9 @@ use crate::link::host::LinkState;
 use crate::link::wire::wire_struct;
 
 use crate::edge::application::ConnectionId;
-use crate::edge::connection::{ArrivingRequest, Connection, Flags, Listening, Outbound, Phase};
+use crate::edge::connection::{
+    ArrivingRequest, Connection, Flags, Listening, Moment, Outbound, Phase, Reading,
+};
 use crate::edge::router::{ClientState, RouterState};
 
 /// See the module.
@@ -121,19 +123,22 @@ wire_struct! {
 
 impl ConnectionState {
     /// The state of a connection that no request of the ring is at work for.
-    pub fn of(id: ConnectionId, connection: &Connection) -> ConnectionState {
+    pub fn of(id: ConnectionId, connection: &Connection, now_ms: u64) -> ConnectionState {
         let FramerState { message_size_max, is_finished, takes_compressed, partial } =
-            connection.framer.state();
-        let Flags { is_watched, is_pinged, is_cut, is_peer_done, deflate_window_bits, .. } =
-            connection.flags;
+            match &connection.reading {
+                Reading::Frames(framer) => framer.state(),
+                Reading::Request(_) => Framer::default().state(),
+            };
+        let outbound = connection.outbound.as_ref();
+        let Flags { is_pinged, is_cut, is_peer_done, deflate_window_bits, .. } = connection.flags;
         ConnectionState {
             slot: id.slot,
             generation: id.generation,
             socket: connection.socket,
-            since_ms: connection.since_ms,
+            since_ms: connection.since.ms(now_ms),
             phase: phase_byte(connection.phase),
             listening: listening_byte(connection.listening),
-            is_watched,
+            is_watched: outbound.is_some_and(|outbound| outbound.is_watched),
             is_pinged,
             is_cut,
             is_peer_done,
@@ -142,11 +147,11 @@ impl ConnectionState {
             is_finished,
             takes_compressed,
             message: partial.map(MessageState::of),
-            request: connection.request.as_ref().map(|request| RequestState {
+            request: connection.reading.request().map(|request| RequestState {
                 bytes: Bytes::copy_from_slice(&request.bytes),
                 size_needed: request.size_needed.map(|size| size as u64),
             }),
-            queue: connection.outbound.as_ref().map(|outbound| {
+            queue: outbound.map(|outbound| {
                 let (queue, frame_left, control) = outbound.parts();
                 QueueState {
                     queue: Bytes::copy_from_slice(queue),
@@ -168,7 +173,9 @@ impl ConnectionState {
         let outbound = self.queue.map(|state| {
             let frame_left = usize::try_from(state.frame_left).unwrap_or(usize::MAX);
             let (queue, control) = (state.queue.to_vec(), state.control.to_vec());
-            Box::new(Outbound::of_parts(queue, frame_left, control))
+            let mut outbound = Outbound::of_parts(queue, frame_left, control);
+            outbound.is_watched = self.is_watched;
+            Box::new(outbound)
         });
         let request = self.request.map(|request| {
             Box::new(ArrivingRequest {
@@ -176,18 +183,20 @@ impl ConnectionState {
                 size_needed: request.size_needed.and_then(|size| usize::try_from(size).ok()),
             })
         });
+        let phase = phase_of(self.phase)?;
         Some(Connection {
-            framer,
+            reading: match phase {
+                Phase::Request => Reading::Request(request),
+                _ => Reading::Frames(framer),
+            },
             // An empty queue is none: nothing would ever say that it has left.
             outbound: outbound.filter(|outbound| outbound.waiting() > 0),
-            request,
-            since_ms: self.since_ms,
-            timer_ms: u64::MAX,
+            since: Moment::at_ms(self.since_ms),
+            timer: Moment::far(self.since_ms),
             socket: self.socket,
-            phase: phase_of(self.phase)?,
+            phase,
             listening: listening_of(self.listening)?,
             flags: Flags {
-                is_watched: self.is_watched,
                 is_pinged: self.is_pinged,
                 is_cut: self.is_cut,
                 is_peer_done: self.is_peer_done,

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::connection::Phase;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
 use crate::edge::ticket::TICKET_LIFETIME_MS;
@@ -114,10 +113,8 @@ impl Router {
         if matches!(request.message, ToSequencer::Open { .. }) {
             return;
         }
-        connection.outstanding_count -= 1;
-        connection.outstanding_size -= request.size as u32;
-        connection.barrier.answered(turn);
-        while let Some(reference) = self.connection(id).and_then(|it| it.barrier.next_pong()) {
+        connection.answered(turn, request.size);
+        while let Some(reference) = self.connection(id).and_then(|it| it.next_pong()) {
             self.pong(id, reference, around);
         }
         let draining = self.is_draining();
@@ -166,26 +163,29 @@ impl Router {
                 return;
             };
             let manual = connection.manual;
-            let phase = std::mem::replace(&mut connection.phase, Phase::Open(session));
-            router.unpark(&phase);
-            router.welcome(id, session, around);
+            let opening = connection.open(session).unwrap_or_default();
+            router.unpark(Some(&opening));
+            router.welcome(id, session, opening.ticket_ends_unix_ms, around);
             let confirm = ToSequencer::Confirm { address, session, user, device, manual };
             router.requests.tell(confirm, around.outlet);
-            if let Phase::Opening(parked) = phase {
-                for frame in parked.frames {
-                    router.handle(id, frame, around);
-                }
+            for frame in opening.parked.frames {
+                router.handle(id, frame, around);
             }
         });
     }
 
-    fn welcome(&mut self, id: ConnectionId, session: SessionNumber, around: &mut Surroundings) {
-        let Some(connection) = self.connection(id) else {
+    fn welcome(
+        &mut self,
+        id: ConnectionId,
+        session: SessionNumber,
+        ticket_ends_unix_ms: u64,
+        around: &mut Surroundings,
+    ) {
+        let Some((user, device)) = self.names(id) else {
             return;
         };
-        let (user, device) = (connection.user.clone(), connection.device.clone());
         let ticket_ends = around.now.unix_ms + TICKET_LIFETIME_MS;
-        let ticket_ends = ticket_ends.min(connection.ticket_ends_unix_ms);
+        let ticket_ends = ticket_ends.min(ticket_ends_unix_ms);
         self.counters.welcomed += 1;
         let ticket = self.options.tickets.issue_until(&user, &device, ticket_ends);
         let server = self.options.server.clone();

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Barrier, Connection, Parked, Phase, Ping};
+use super::connection::{Barrier, Client, Connection, Ping};
 use super::requests::{Unanswered, Waiting};
 use super::{ConnectionId, ErrorCode, Router};
 use crate::link::message::{SessionNumber, Target, ToSequencer, Watermark};
@@ -154,6 +154,8 @@ impl Router {
             requests.size += size;
             if let Some(entry) = request.entry {
                 requests.turn_of_entry.insert(entry, request.turn);
+                requests.in_flight_count += usize::from(size > 0);
+                requests.in_flight_size += size;
             }
             let unanswered = Unanswered {
                 asker: ConnectionId { slot, generation },
@@ -175,83 +177,80 @@ impl Router {
     pub fn client_state(&self, id: ConnectionId) -> Option<ClientState> {
         let connection = self.connections.get(id.slot as usize)?.as_ref()?;
         let current = connection.generation == id.generation;
-        current.then(|| connection.state(id.slot))
+        current.then(|| self.state_of(id.slot, connection))
     }
 
     /// Takes a client over. `None`: no client has such a state.
     pub fn continue_client(&mut self, state: ClientState) -> Option<()> {
         let slot = state.slot;
-        let connection = Connection::from_state(state)?;
-        *self.slot(slot) = Some(connection);
-        self.counters.connections += 1;
-        Some(())
-    }
-}
-
-impl Connection {
-    fn state(&self, slot: u32) -> ClientState {
-        let parked = match &self.phase {
-            Phase::Opening(parked) => parked.frames.iter().map(ParkedState::of).collect(),
-            Phase::Open(_) => Vec::new(),
+        let client = Client {
+            generation: state.generation,
+            user: state.user,
+            device: state.device,
+            manual: state.manual,
+            subprotocol: *Subprotocol::ALL.get(usize::from(state.subprotocol))?,
         };
-        let pings = self.barrier.pings.iter().flat_map(|pings| pings.iter());
-        ClientState {
-            slot,
-            generation: self.generation,
-            user: self.user.clone(),
-            device: self.device.clone(),
-            manual: self.manual,
-            subprotocol: self.subprotocol.index() as u8,
-            ticket_ends_unix_ms: self.ticket_ends_unix_ms,
-            session: self.session(),
-            parked,
-            outstanding_count: self.outstanding_count,
-            outstanding_size: self.outstanding_size,
-            pings: pings
-                .map(|ping| PingState {
-                    turn: ping.turn,
-                    reference: ping.reference,
-                    unanswered: ping.unanswered,
-                })
-                .collect(),
-            tail: self.barrier.tail,
-            behind: self.behind,
-            room_wanted: self.room_wanted,
+        let mut connection = Connection::new(client, &mut self.devices);
+        match (state.session, connection.opening_mut()) {
+            (None, Some(opening)) => {
+                opening.ticket_ends_unix_ms = state.ticket_ends_unix_ms;
+                for frame in state.parked {
+                    // What was parked within the bounds is within them again.
+                    opening.parked.park(frame.frame(), |_| asked_too_early(None));
+                }
+                self.parked_size += opening.parked.size();
+            }
+            (Some(session), _) => drop(connection.open(session)),
+            (None, None) => {}
         }
-    }
-
-    fn from_state(state: ClientState) -> Option<Connection> {
         let pings = state.pings.into_iter().map(|ping| Ping {
             turn: ping.turn,
             reference: ping.reference,
             unanswered: ping.unanswered,
         });
         let pings: VecDeque<Ping> = pings.collect();
-        let mut parked = Parked::default();
-        for frame in state.parked {
-            // What was parked within the bounds is within them again.
-            parked.park(frame.frame(), |_| asked_too_early(None));
+        let barrier = Barrier {
+            pings: Some(pings).filter(|pings| !pings.is_empty()).map(Box::new),
+            tail: state.tail,
+        };
+        let outstanding = (state.outstanding_count, state.outstanding_size);
+        connection.restore_outstanding(outstanding, barrier);
+        connection.set_behind(state.behind);
+        connection.set_room_wanted(state.room_wanted);
+        self.keep(slot, connection);
+        Some(())
+    }
+
+    fn state_of(&self, slot: u32, connection: &Connection) -> ClientState {
+        let opening = connection.opening();
+        let parked = opening.iter().flat_map(|opening| &opening.parked.frames);
+        let barrier = connection.barrier();
+        let pings = barrier.and_then(|barrier| barrier.pings.as_ref());
+        let (outstanding_count, outstanding_size) = connection.outstanding();
+        ClientState {
+            slot,
+            generation: connection.generation,
+            user: connection.user(),
+            device: connection.device(&self.devices),
+            manual: connection.manual,
+            subprotocol: connection.subprotocol.index() as u8,
+            ticket_ends_unix_ms: opening.map_or(u64::MAX, |it| it.ticket_ends_unix_ms),
+            session: connection.session(),
+            parked: parked.map(ParkedState::of).collect(),
+            outstanding_count,
+            outstanding_size,
+            pings: pings.into_iter().flat_map(|pings| pings.iter()).map(PingState::of).collect(),
+            tail: barrier.map_or(0, |barrier| barrier.tail),
+            behind: connection.behind(),
+            room_wanted: connection.room_wanted(),
         }
-        Some(Connection {
-            generation: state.generation,
-            user: state.user,
-            device: state.device,
-            manual: state.manual,
-            subprotocol: *Subprotocol::ALL.get(usize::from(state.subprotocol))?,
-            ticket_ends_unix_ms: state.ticket_ends_unix_ms,
-            phase: match state.session {
-                Some(session) => Phase::Open(session),
-                None => Phase::Opening(Box::new(parked)),
-            },
-            outstanding_count: state.outstanding_count,
-            outstanding_size: state.outstanding_size,
-            barrier: Barrier {
-                pings: Some(pings).filter(|pings| !pings.is_empty()).map(Box::new),
-                tail: state.tail,
-            },
-            behind: state.behind,
-            room_wanted: state.room_wanted,
-        })
+    }
+}
+
+impl PingState {
+    fn of(ping: &Ping) -> PingState {
+        let Ping { turn, reference, unanswered } = *ping;
+        PingState { turn, reference, unanswered }
     }
 }
 

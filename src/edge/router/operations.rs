@@ -1,10 +1,10 @@
 //! What clients ask, taken up or refused.
 
-use super::connection::{Connection, OUTSTANDING_COUNT_MAX, cost};
+use super::connection::{OUTSTANDING_COUNT_MAX, cost};
 use super::pressed::unanswered_size_max;
 use super::requests::Unanswered;
 use super::{ConnectionId, RETRY_MS, Router, Surroundings};
-use crate::link::message::{Address, ToSequencer};
+use crate::link::message::{Address, SessionNumber, ToSequencer};
 use crate::protocol::operation::{ErrorCode, Event, Operation, Rejected, Request};
 
 impl Router {
@@ -33,8 +33,9 @@ impl Router {
 
     fn take_up(&mut self, id: ConnectionId, request: Request, around: &mut Surroundings) {
         let size = cost(&request.operation);
-        let full =
-            self.is_draining() || self.requests.size() + size > unanswered_size_max(around.clients);
+        let full = self.is_draining()
+            || self.requests.is_overloaded(around.now)
+            || self.requests.size() + size > unanswered_size_max(around.clients);
         let turn_last = self.requests.turn_last();
         let address = self.address(id);
         let Some(connection) = self.connection(id) else {
@@ -48,17 +49,19 @@ impl Router {
         }
         let Request { reference, operation } = request;
         if operation == Operation::Ping {
-            if connection.barrier.ping(turn_last, reference) {
+            if connection.ping(turn_last, reference) {
                 self.pong(id, reference, around);
             }
             return;
         }
-        let Some(message) = request_of(connection, address, operation) else {
+        let session = connection.session();
+        let Some(message) = self.request_of(id, session, address, operation) else {
             return;
         };
-        connection.barrier.asked();
-        connection.outstanding_count += 1;
-        connection.outstanding_size += size as u32;
+        let Some(connection) = self.connection(id) else {
+            return;
+        };
+        connection.asked(size);
         let asked_at_us = around.now.monotonic_us;
         let request = Unanswered { asker: id, reference, message, size, asked_at_us, entry: None };
         self.requests.ask(request, around.outlet);
@@ -95,6 +98,40 @@ impl Router {
         };
         self.say(id, &event, around);
     }
+
+    /// What the sequencer is asked for an operation; `None` for those that it does not hear of.
+    fn request_of(
+        &self,
+        id: ConnectionId,
+        session: Option<SessionNumber>,
+        address: Address,
+        operation: Operation,
+    ) -> Option<ToSequencer> {
+        let session = session?;
+        let (user, device) = self.names(id)?;
+        match operation {
+            Operation::Send { target, id, body } => {
+                Some(ToSequencer::Send { address, user, device, target, id, body })
+            }
+            Operation::Acknowledge { convo, seq, watermark } => {
+                Some(ToSequencer::Acknowledge { address, user, device, convo, seq, watermark })
+            }
+            Operation::Sync { convos } => {
+                Some(ToSequencer::Sync { address, session, user, device, convos })
+            }
+            Operation::History { convo, before, limit } => {
+                let before = before.unwrap_or(0);
+                Some(ToSequencer::History { address, user, convo, before, limit })
+            }
+            Operation::Conversations { after, limit } => {
+                Some(ToSequencer::Conversations { address, user, after, limit })
+            }
+            Operation::Group { convo, change } => {
+                Some(ToSequencer::Group { address, user, convo, change })
+            }
+            Operation::Ping | Operation::Later(_) => None,
+        }
+    }
 }
 
 /// What is said instead of taking the request up when a bound is reached.
@@ -109,37 +146,5 @@ pub(super) fn overload(request: &Request, count_max: usize) -> Rejected {
         code: ErrorCode::Unavailable,
         message: "too much is waiting for its answer",
         limit: Some(count_max as u64),
-    }
-}
-
-/// What the sequencer is asked for an operation; `None` for those that it does not hear of.
-fn request_of(
-    connection: &Connection,
-    address: Address,
-    operation: Operation,
-) -> Option<ToSequencer> {
-    let session = connection.session()?;
-    let (user, device) = (connection.user.clone(), connection.device.clone());
-    match operation {
-        Operation::Send { target, id, body } => {
-            Some(ToSequencer::Send { address, user, device, target, id, body })
-        }
-        Operation::Acknowledge { convo, seq, watermark } => {
-            Some(ToSequencer::Acknowledge { address, user, device, convo, seq, watermark })
-        }
-        Operation::Sync { convos } => {
-            Some(ToSequencer::Sync { address, session, user, device, convos })
-        }
-        Operation::History { convo, before, limit } => {
-            let before = before.unwrap_or(0);
-            Some(ToSequencer::History { address, user, convo, before, limit })
-        }
-        Operation::Conversations { after, limit } => {
-            Some(ToSequencer::Conversations { address, user, after, limit })
-        }
-        Operation::Group { convo, change } => {
-            Some(ToSequencer::Group { address, user, convo, change })
-        }
-        Operation::Ping | Operation::Later(_) => None,
     }
 }

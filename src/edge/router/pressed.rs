@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Connection, Phase};
+use super::connection::{Connection, Opening};
 use super::requests::Unanswered;
 use super::{
     BEHIND_SIZE, Clients, ConnectionId, Pressure, ROOM_SIZE, Router, SLOW_SIZE, Surroundings,
@@ -23,8 +23,6 @@ const ROOMS_LEFT: usize = SHARE_COUNT * CHUNK_SIZE_MAX;
 const ROOMS_PAUSE_MS: u64 = 20;
 /// A live push of this size leaves whatever happens, to those who have nothing queued.
 const SMALL_SIZE: usize = 2 * 1024;
-/// The names of user and device, as they usually are.
-const NAMES_SIZE: usize = 2 * 48;
 
 // What is always queued, a piece of backlog and a page, cuts nobody who reads.
 const _: () = assert!(SLOW_SIZE_PRESSED >= ROOM_SIZE + crate::limits::SERVER_FRAME_SIZE_MAX);
@@ -96,20 +94,17 @@ impl Router {
         clients.memory_left() > 0 || self.parked_size <= OPERATIONS_SIZE_MIN
     }
 
-    /// A connection leaves this phase.
-    pub(super) fn unpark(&mut self, phase: &Phase) {
-        if let Phase::Opening(parked) = phase {
-            self.parked_size -= parked.size();
-        }
+    /// A connection waits for its session no more.
+    pub(super) fn unpark(&mut self, opening: Option<&Opening>) {
+        self.parked_size -= opening.map_or(0, |opening| opening.parked.size());
     }
 
-    /// The table of connections is counted, of their names there is an estimate.
+    /// What is counted of the connections is what they hold while they are idle.
     pub fn held(&self) -> Held {
-        let places = self.connections.capacity() * size_of::<Option<Connection>>();
-        let names = self.counters.connections as usize * NAMES_SIZE;
+        let places = self.connections.len() * size_of::<Option<Connection>>();
         let places_of_requests = self.requests.count() * size_of::<Unanswered>();
         Held {
-            sessions: places + names,
+            sessions: places + self.names_size,
             operations: self.requests.size() + places_of_requests + self.parked_size,
         }
     }

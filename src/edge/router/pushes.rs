@@ -56,7 +56,7 @@ impl Router {
         if has_room {
             self.tell_room(id, target.stream, around);
         } else if let Some(connection) = self.connection(id) {
-            connection.room_wanted = Some(target.stream);
+            connection.set_room_wanted(Some(target.stream));
             around.clients.watch_drained(id);
         }
     }
@@ -104,7 +104,9 @@ impl Router {
             self.counters.stale_pushes += 1;
             return None;
         };
-        connection.behind.take_if(|stream| *stream < target.stream);
+        if connection.behind().is_some_and(|stream| stream < target.stream) {
+            connection.set_behind(None);
+        }
         Some(id)
     }
 
@@ -116,7 +118,9 @@ impl Router {
         let Some(session) = connection.session() else {
             return;
         };
-        let (user, device) = (connection.user.clone(), connection.device.clone());
+        let Some((user, device)) = self.names(id) else {
+            return;
+        };
         let room = ToSequencer::Room { address, session, user, device, stream };
         self.requests.tell(room, around.outlet);
     }
@@ -132,7 +136,7 @@ impl Router {
         let Some(connection) = self.connection(id) else {
             return false;
         };
-        if connection.behind.is_some() {
+        if connection.behind().is_some() {
             return true;
         }
         if around.clients.queued(id) <= behind_size(around.clients)
@@ -140,7 +144,7 @@ impl Router {
         {
             return false;
         }
-        connection.behind = Some(stream);
+        connection.set_behind(Some(stream));
         self.counters.behind += 1;
         self.say(id, &Event::Behind, around);
         true
@@ -154,14 +158,14 @@ impl Router {
         around: &mut Surroundings,
     ) {
         self.counters.dropped_pushes += 1;
-        let Some(connection) = self.connection(id) else {
+        let Some((user, device)) = self.names(id) else {
             return;
         };
         let dropped = ToSequencer::Dropped {
             address: target.address,
             session: target.session,
-            user: connection.user.clone(),
-            device: connection.device.clone(),
+            user,
+            device,
             convo: message.convo.clone(),
             seq: message.seq,
             stream: target.stream,

@@ -14,6 +14,13 @@ use crate::link::message::{GroupChange, ToSequencer};
 use crate::link::wire::Wire;
 use crate::link::{Outlet, PeerId};
 
+/// Requests that the sequencer has at a time, and their bytes: what it says to all of them, pushes
+/// included, fits the link's window, however slowly this shard takes it in.
+pub(super) const IN_FLIGHT_COUNT_MAX: usize = 65_536;
+pub(super) const IN_FLIGHT_SIZE_MAX: usize = 16 * 1024 * 1024;
+/// The sequencer has as much as it may, and has had its oldest so long: more is refused.
+const OVERLOAD_US: u64 = 2_000_000;
+
 /// One request, until it is answered.
 pub(super) struct Unanswered {
     pub asker: ConnectionId,
@@ -49,6 +56,9 @@ pub(super) struct Requests {
     pub(super) turn_of_entry: HashMap<u64, u64>,
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) size: usize,
+    /// Of those that have a number in the session, requests for a session apart.
+    pub(super) in_flight_count: usize,
+    pub(super) in_flight_size: usize,
 }
 
 impl Requests {
@@ -61,7 +71,15 @@ impl Requests {
             turn_of_entry: HashMap::new(),
             waiting: VecDeque::new(),
             size: 0,
+            in_flight_count: 0,
+            in_flight_size: 0,
         }
+    }
+
+    /// The sequencer is alive and does not keep up.
+    pub fn is_overloaded(&self, now: Now) -> bool {
+        let last_us = now.monotonic_us.checked_sub(OVERLOAD_US);
+        self.in_session && self.is_window_full(0) && self.oldest_asked_at_us() <= last_us
     }
 
     /// Bytes of all that is unanswered, by `Unanswered::size`.
@@ -139,6 +157,7 @@ impl Requests {
         let taken = unknown.into_iter().map(|turn| (turn, self.remove(turn)));
         let taken = taken.filter_map(|(turn, request)| Some((turn, request?))).collect();
         self.unanswered.values_mut().for_each(|request| request.entry = None);
+        (self.in_flight_count, self.in_flight_size) = (0, 0);
         taken
     }
 
@@ -178,14 +197,20 @@ impl Requests {
                 outlet.submit(self.sequencer, message.to_bytes()).is_ok()
             }
             Some(Waiting::Request { turn }) => {
-                let Some(request) = self.unanswered.get_mut(turn) else {
+                let (turn, size) = (*turn, self.unanswered.get(turn).map_or(0, |it| it.size));
+                if size > 0 && self.is_window_full(size) {
+                    return false;
+                }
+                let Some(request) = self.unanswered.get_mut(&turn) else {
                     return true;
                 };
                 let Ok(entry) = outlet.submit(self.sequencer, request.message.to_bytes()) else {
                     return false;
                 };
                 request.entry = Some(entry);
-                self.turn_of_entry.insert(entry, *turn);
+                self.turn_of_entry.insert(entry, turn);
+                self.in_flight_count += usize::from(size > 0);
+                self.in_flight_size += size;
                 true
             }
             None => false,
@@ -195,6 +220,16 @@ impl Requests {
     fn remove(&mut self, turn: u64) -> Option<Unanswered> {
         let request = self.unanswered.remove(&turn)?;
         self.size -= request.size;
+        if request.entry.is_some() && request.size > 0 {
+            self.in_flight_count -= 1;
+            self.in_flight_size -= request.size;
+        }
         Some(request)
+    }
+
+    /// One request at least always fits.
+    fn is_window_full(&self, size: usize) -> bool {
+        self.in_flight_count >= IN_FLIGHT_COUNT_MAX
+            || (self.in_flight_count > 0 && self.in_flight_size + size > IN_FLIGHT_SIZE_MAX)
     }
 }

@@ -92,7 +92,9 @@ impl<R: Ring, A: Application<R>> Shard<R, A> {
 
     /// One connection's state; `None` when it is gone.
     pub fn connection_state(&self, id: ConnectionId) -> Option<ConnectionState> {
-        self.connections.get(id).map(|connection| ConnectionState::of(id, connection))
+        let now_ms = self.connections.now.monotonic_ms();
+        let connection = self.connections.get(id);
+        connection.map(|connection| ConnectionState::of(id, connection, now_ms))
     }
 
     /// A shard that stands still where another one stood, with the same sockets in the same slots

@@ -44,6 +44,15 @@ impl Peer {
         self.greeted.as_ref().is_some_and(|(r, n)| *r == role && n == name)
     }
 
+    /// For a log line: what it said it is, or where it is dialed.
+    pub fn name(&self) -> String {
+        match (&self.greeted, self.address) {
+            (Some((_, name)), _) => name.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+
     /// The session that the logic knows, if it stands.
     pub fn known_session(&mut self) -> Option<&mut Session> {
         self.session.as_mut().filter(|_| self.unheard == 0)

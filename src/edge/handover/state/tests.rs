@@ -7,6 +7,8 @@ use crate::edge::router::ClientState;
 use crate::link::message::{SessionNumber, ToSequencer};
 use crate::link::wire::Wire;
 
+const NOW_MS: u64 = 1 << 40;
+
 fn bytes() -> impl Strategy<Value = Bytes> {
     proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
 }
@@ -33,23 +35,28 @@ fn message() -> impl Strategy<Value = MessageState> {
 
 prop_compose! {
     fn connection()(
-        numbers in any::<(u32, u32, u32, u64)>(),
+        numbers in any::<(u32, u32, u32, i32)>(),
         (phase, listening) in (1_u8..4, 1_u8..5),
         flags in any::<[bool; 6]>(),
         message in proptest::option::of(message()),
         request in proptest::option::of((bytes(), any::<Option<u32>>())),
         queue in proptest::option::of((bytes(), bytes())),
     ) -> ConnectionState {
-        let (slot, generation, socket, since_ms) = numbers;
+        let (slot, generation, socket, since) = numbers;
+        let since_ms = NOW_MS.saturating_add_signed(since.into());
         let [is_watched, is_pinged, is_cut, is_peer_done, is_finished, takes_compressed] = flags;
         let queue = queue.filter(|(queue, control)| queue.len() + control.len() > 0);
         ConnectionState {
             slot, generation, socket, since_ms, phase, listening,
-            is_watched, is_pinged, is_cut, is_peer_done, is_finished, takes_compressed,
+            is_pinged, is_cut, is_peer_done,
+            is_watched: is_watched && queue.is_some(),
+            // What has frames has no request any more.
+            is_finished: is_finished && phase > 1,
+            takes_compressed: takes_compressed && phase > 1,
             deflate_window_bits: 9,
-            message_size_max: 1_000,
-            message: message.filter(|_| !is_finished),
-            request: request.map(|(bytes, size_needed)| {
+            message_size_max: if phase > 1 { 1_000 } else { 0 },
+            message: message.filter(|_| !is_finished && phase > 1),
+            request: request.filter(|_| phase == 1).map(|(bytes, size_needed)| {
                 RequestState { bytes, size_needed: size_needed.map(u64::from) }
             }),
             queue: queue.map(|(queue, control)| {
@@ -68,7 +75,7 @@ proptest! {
         prop_assert_eq!(arrived.as_ref(), Ok(&state));
         let connection = state.clone().connection().expect("a connection can be like this");
         let id = ConnectionId { slot: state.slot, generation: state.generation };
-        prop_assert_eq!(ConnectionState::of(id, &connection), state);
+        prop_assert_eq!(ConnectionState::of(id, &connection, NOW_MS), state);
         for size in 0..wire.len() {
             prop_assert!(ConnectionState::from_bytes(wire.slice(..size)).is_err());
         }

@@ -1,6 +1,7 @@
 //! Every bound answers `unavailable` with when to come back, and forgets nothing silently.
 
 use super::connection::{OUTSTANDING_SIZE_MAX, PARKED_COUNT_MAX};
+use super::requests::{IN_FLIGHT_COUNT_MAX, IN_FLIGHT_SIZE_MAX};
 use super::*;
 
 #[test]
@@ -132,4 +133,47 @@ fn a_flood_before_the_welcome_is_cut() {
     assert!(stage.audience.closes.is_empty());
     stage.say(0, "garbage");
     assert_eq!(stage.audience.closes, [(id(0), 1013)]);
+}
+
+#[test]
+fn the_sequencer_has_only_so_many_requests_at_a_time_and_a_lasting_overload_is_refused() {
+    let clients: Vec<u32> = (0..5).collect();
+    let mut stage = Stage::with_clients(&clients);
+    let share = IN_FLIGHT_COUNT_MAX / 4;
+    for client in 0..4 {
+        for _ in 0..share {
+            stage.say(client, &send_frame(1, "a"));
+        }
+    }
+    let to = stage.number_of_send("a");
+    assert_eq!(stage.submitted().len(), IN_FLIGHT_COUNT_MAX);
+    stage.say(4, &send_frame(2, "waits"));
+    stage.tick_after(1_999);
+    assert!(stage.heard(4).is_empty() && stage.submitted().is_empty());
+    stage.tick_after(1);
+    stage.say(4, &send_frame(3, "refused"));
+    let refused = &stage.heard(4)[0];
+    assert_eq!((&refused["code"], &refused["ref"]), (&"unavailable".into(), &3.into()));
+    assert_eq!(refused["retry_ms"].as_u64(), Some(RETRY_MS));
+    stage.sent(to, 1);
+    assert_eq!(stage.submitted(), ["send waits"]);
+    // A new session is given everything again, as far as it may have it.
+    stage.ended();
+    stage.began();
+    let again = stage.submitted().iter().filter(|it| it.starts_with("send")).count();
+    assert_eq!(again, IN_FLIGHT_COUNT_MAX);
+}
+
+#[test]
+fn the_sequencer_has_only_so_many_bytes_of_requests_at_a_time() {
+    let clients: Vec<u32> = (0..5).collect();
+    let mut stage = Stage::with_clients(&clients);
+    let body = "x".repeat(65_536);
+    let frame = format!(r#"{{"t":"send","to":"bob","id":"a","body":"{body}"}}"#);
+    for client in 0..5 {
+        for _ in 0..OUTSTANDING_SIZE_MAX / (65_536 + 128) {
+            stage.say(client, &frame);
+        }
+    }
+    assert_eq!(stage.submitted().len(), IN_FLIGHT_SIZE_MAX / (65_536 + 128));
 }

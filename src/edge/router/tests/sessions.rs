@@ -222,3 +222,71 @@ fn a_change_of_a_group_is_not_asked_again_of_another_life() {
     let asked = ["retell 0", "retold", "group team", "send a", "group team"];
     assert_eq!(stage.submitted(), asked);
 }
+
+#[test]
+fn an_idle_connection_holds_no_box_and_a_busy_one_only_while_it_is() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    let is_small = |stage: &mut Stage| stage.router.connection(id(0)).expect("open").is_small();
+    assert!(!is_small(&mut stage), "it waits for its session");
+    stage.welcome(0);
+    assert!(is_small(&mut stage));
+    stage.say(0, &send_frame(1, "a"));
+    stage.say(0, r#"{"t":"ping","ref":2}"#);
+    assert!(!is_small(&mut stage));
+    let to = stage.number_of_send("a");
+    stage.sent(to, 1);
+    assert!(is_small(&mut stage));
+    let target = stage.target(0, 1);
+    stage.audience.queued.insert(id(0), BEHIND_SIZE + 1);
+    stage.entry(ToEdge::Deliver { message: message(1), targets: vec![target] });
+    stage.entry(ToEdge::Backlog { target, messages: vec![message(2)], wants_room: true });
+    assert!(!is_small(&mut stage));
+    stage.audience.queued.clear();
+    stage.run(|router, around| router.drained(id(0), around));
+    let target = stage.target(0, 2);
+    stage.entry(ToEdge::Synced { target, to: 0, heads: Vec::new() });
+    assert!(is_small(&mut stage));
+    assert_eq!(stage.router.held().sessions, size_of::<Option<Connection>>());
+}
+
+#[test]
+fn names_of_any_length_are_kept_and_counted_while_they_are() {
+    let mut stage = Stage::connected();
+    let names = |length: usize| "n".repeat(length);
+    for (slot, length) in [1, 19, 20, 21, 64].into_iter().enumerate() {
+        let admitted = Admitted { device: names(length).into(), ..admitted(&names(length), None) };
+        stage.run(|router, around| router.opened(id(slot as u32), admitted, around));
+        stage.welcome(slot as u32);
+        let welcome = &stage.heard(slot as u32)[0];
+        assert_eq!(
+            (&welcome["user"], &welcome["device"]),
+            (&names(length).into(), &names(length).into())
+        );
+    }
+    let places = 5 * size_of::<Option<Connection>>();
+    assert!(stage.router.held().sessions > places + 21 + 64);
+    for slot in 0..5 {
+        let state = stage.router.client_state(id(slot)).expect("it is open");
+        let mut other = Stage::connected();
+        other.router.continue_client(state.clone()).expect("it is a client's");
+        assert_eq!(other.router.client_state(id(slot)), Some(state));
+        stage.run(|router, around| router.closed(id(slot), around));
+    }
+    assert_eq!(stage.router.held().sessions, places);
+    assert_eq!(stage.router.devices.count(), 0);
+}
+
+#[test]
+fn what_waits_for_a_session_is_handed_over_with_its_size() {
+    let mut stage = Stage::connected();
+    stage.open(0);
+    stage.say(0, &send_frame(1, "a"));
+    let state = stage.router.client_state(id(0)).expect("it waits");
+    let mut other = Stage::connected();
+    other.router.continue_client(state.clone()).expect("it is a client's");
+    assert_eq!(other.router.client_state(id(0)), Some(state));
+    assert_eq!(other.router.held().operations, stage.router.parked_size);
+    other.run(|router, around| router.closed(id(0), around));
+    assert_eq!(other.router.held().operations, 0);
+}

@@ -1,0 +1,8 @@
+// When to come back.
+export const BACKOFF_MS_MIN = 250;
+export const BACKOFF_MS_MAX = 10_000;
+/** Exponential backoff with full jitter: anything between nothing and the ceiling. */
+export function backoffMs(attempt, random, bounds) {
+    const doubled = bounds.backoffMsMin * 2 ** Math.min(attempt, 30);
+    return random * Math.min(bounds.backoffMsMax, doubled);
+}

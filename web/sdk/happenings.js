@@ -1,0 +1,2 @@
+// What goes into the core and what comes out of it.
+export {};
