@@ -92,7 +92,16 @@ impl World {
             ToStore::Acquire { .. } => {
                 self.lsn += 1;
                 let (next_lsn, edges) = (self.lsn, Vec::new());
-                FromStore::Granted { to, epoch: 1, next_lsn, fanned_out: 1, mid: 0, ts: 0, edges }
+                FromStore::Granted {
+                    to,
+                    epoch: 1,
+                    next_lsn,
+                    fanned_out: 1,
+                    mid: 0,
+                    ts: 0,
+                    edges,
+                    service_ms: 0,
+                }
             }
             ToStore::Append { first_lsn, count, .. } => {
                 self.lsn = first_lsn + u64::from(count);
@@ -106,6 +115,8 @@ impl World {
                 channels: Vec::new(),
                 revoked: Vec::new(),
                 hidden: false,
+                dead: Vec::new(),
+                failures: Vec::new(),
                 next: Bytes::new(),
             },
             ToStore::LoadConversation { .. } => {

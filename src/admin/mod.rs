@@ -3,11 +3,13 @@
 //!
 //! A process opens it in one line: `AdminOptions::open(&options.admin, &registry, &health)?`.
 
+mod desk;
 mod health;
 mod latency;
 mod registry;
 mod server;
 
+pub use desk::{Answer, Desk, Question};
 pub use health::{Health, Part};
 pub use latency::{Latency, PublishedLatency};
 pub use registry::{Counter, Gauge, Registry, Summary};
@@ -40,6 +42,20 @@ impl AdminOptions {
         Ok(address)
     }
 
+    /// As [`AdminOptions::open`], with a desk at which the process is asked.
+    pub fn open_with_desk(
+        &self,
+        registry: &Registry,
+        health: &Health,
+        desk: Desk,
+    ) -> io::Result<SocketAddr> {
+        let listener = self.bind()?;
+        let address = listener.local_addr()?;
+        server::serve_all(listener, registry.clone(), health.clone(), Some(desk))?;
+        self.write(address)?;
+        Ok(address)
+    }
+
     /// The first half of [`AdminOptions::open`].
     pub fn bind(&self) -> io::Result<TcpListener> {
         patiently(|| server::bind(self.address))
@@ -54,6 +70,10 @@ impl AdminOptions {
     ) -> io::Result<()> {
         let address = listener.local_addr()?;
         serve(listener, registry.clone(), health.clone())?;
+        self.write(address)
+    }
+
+    fn write(&self, address: SocketAddr) -> io::Result<()> {
         if let Some(file) = &self.file {
             write_address(file, address).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", file.display()))

@@ -8,8 +8,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 
+use super::desk::{self, Desk};
 use super::{Health, Registry};
 
 /// What Prometheus expects of the text format.
@@ -32,23 +33,41 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// As [`start`], on a socket that listens already.
 pub fn serve(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
+    serve_all(listener, registry, health, None)
+}
+
+/// The same, with a desk.
+pub fn serve_all(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    desk: Option<Desk>,
+) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        if let Err(error) = runtime.block_on(answer_all(listener, registry, health)) {
+        if let Err(error) = runtime.block_on(answer_all(listener, registry, health, desk)) {
             tracing::error!(%error, "the admin page has ended");
         }
     })?;
     Ok(())
 }
 
-async fn answer_all(listener: TcpListener, registry: Registry, health: Health) -> io::Result<()> {
+async fn answer_all(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    desk: Option<Desk>,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/healthz", get(healthz).with_state(health.clone()))
         .route("/readyz", get(readyz).with_state(health))
         .route("/metrics", get(metrics).with_state(registry));
+    if let Some(desk) = desk {
+        router = router.route("/v1/dead", post(desk::ask).with_state(desk));
+    }
     axum::serve(listener, router).await
 }
 

@@ -4,6 +4,7 @@
 mod check;
 mod client;
 mod conform;
+mod dead;
 mod effective;
 mod failure;
 mod file;
@@ -29,6 +30,7 @@ use crate::clock::Now;
 use crate::{edge, sequencer, store};
 use check::CheckSettings;
 use conform::ConformSettings;
+use dead::DeadSettings;
 use effective::Effective;
 use failure::{Failure, Usage};
 use file::ConfigurationFile;
@@ -75,6 +77,8 @@ enum Command {
     Send(SendSettings),
     /// Print a user's messages as they come, and acknowledge them.
     Tail(TailSettings),
+    /// List, show, replay or export what was never delivered, of a running sequencer.
+    Dead(DeadSettings),
     /// Make a store that refuses to start whole again. Only while it does not run.
     Repair(RepairSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
@@ -169,6 +173,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
         Command::Conform(flags) => conform::run(flags),
         Command::Check(flags) => check::run(&flags),
         Command::Upgrade(flags) => upgrade::run(flags),
+        Command::Dead(flags) => dead::run(flags),
         Command::Send(flags) => send::run(flags, &crate::sys::impatient_stop_flag()?),
         Command::Tail(flags) => tail::run(flags, &crate::sys::impatient_stop_flag()?),
         Command::Completions { shell } => {
@@ -233,6 +238,7 @@ impl Command {
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
             Command::Upgrade(_) => "upgrade",
+            Command::Dead(_) => "dead",
             Command::Send(_) => "send",
             Command::Tail(_) => "tail",
         }

@@ -23,6 +23,7 @@ use crate::edge::ledger::MemoryBudget;
 use crate::edge::options::{EdgeOptions, SHARD_COUNT_MAX};
 use crate::edge::tiers::Tiers;
 use crate::ring::kernel::Descriptors;
+use crate::sequencer::dead_letters::AGE_MS_DEFAULT;
 use crate::sequencer::limits::{
     CHANNEL_PUSHES_DEFAULT, GROUPS_PER_USER_DEFAULT, LimitOptions, Rate,
 };
@@ -244,6 +245,10 @@ pub struct SequencerSettings {
     /// Groups and channels that one user may own; 0: no limit. Default: 10000
     #[arg(long, env = "ALDIS_SEQUENCER_GROUPS_PER_USER", value_name = "N")]
     groups_per_user: Option<u32>,
+    /// What no device of a recipient acknowledged for so long becomes a dead letter, in seconds of
+    /// service. Default: 2592000, 30 days
+    #[arg(long, env = "ALDIS_SEQUENCER_DEAD_AFTER_S", value_name = "S")]
+    dead_after_s: Option<u64>,
     /// Print the configuration in effect as TOML, with the origin of each value, and end. Code 2
     /// says that the process could not start with it.
     #[arg(long)]
@@ -523,6 +528,7 @@ impl SequencerSettings {
                 .channel_pushes_per_second
                 .or(file.channel_pushes_per_second),
             groups_per_user: self.groups_per_user.or(file.groups_per_user),
+            dead_after_s: self.dead_after_s.or(file.dead_after_s),
             print_config: self.print_config,
         }
     }
@@ -540,6 +546,7 @@ impl SequencerSettings {
                 .channel_pushes_per_second
                 .or(Some(CHANNEL_PUSHES_DEFAULT)),
             groups_per_user: self.groups_per_user.or(Some(GROUPS_PER_USER_DEFAULT)),
+            dead_after_s: self.dead_after_s.or(Some(AGE_MS_DEFAULT / 1_000)),
             ..self
         }
     }
@@ -567,6 +574,11 @@ impl SequencerSettings {
             store: needed(self.store, "sequencer", "store")?.0,
             secret: read_secret(&needed(self.secret_file, "sequencer", "secret-file")?)?,
             admin: admin_options(needed(self.admin, "sequencer", "admin")?, self.admin_file),
+            dead_after_ms: check_dead_after(needed(
+                self.dead_after_s,
+                "sequencer",
+                "dead-after-s",
+            )?)?,
         })
     }
 }
@@ -682,6 +694,15 @@ fn check_heartbeat(heartbeat_ms: u32) -> Result<u32, Usage> {
     )))
 }
 
+fn check_dead_after(seconds: u64) -> Result<u64, Usage> {
+    if (1..=3_153_600_000).contains(&seconds) {
+        return Ok(seconds * 1_000);
+    }
+    Err(Usage(format!(
+        "--dead-after-s {seconds}: it must be 1 to 3153600000; the default is 2592000, 30 days"
+    )))
+}
+
 fn check_prefix(bits: u8) -> Result<u8, Usage> {
     if (1..=128).contains(&bits) {
         return Ok(bits);
@@ -710,7 +731,7 @@ fn check_quiet(quiet_ms: u32) -> Result<u64, Usage> {
     )))
 }
 
-fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {
+pub fn read_secret(path: &Path) -> Result<Vec<u8>, Usage> {
     let bytes = fs::read(path)
         .map_err(|error| Usage(format!("cannot read the secret {}: {error}", path.display())))?;
     let secret = bytes.trim_ascii();

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use super::record::{
-    Body, ChannelState, ConversationName, Cursor, Id, Member, Message, Revocation, Subscription,
+    Body, ChannelState, ConversationName, Cursor, Failure, Id, Letter, Member, Message, Revocation,
+    Subscription,
 };
 use super::wire::{wire_enum, wire_struct};
 
@@ -306,6 +307,8 @@ wire_enum! {
         25 = Revoked { revocations: Vec<Revocation>, },
         /// The device was revoked: close 4004.
         26 = Cut { target: PushTarget, },
+        /// A message of this user was never acknowledged by any device of a recipient.
+        40 = Failed { target: PushTarget, convo: ConversationName, seq: u64, id: Id, },
     }
 }
 
@@ -371,6 +374,12 @@ wire_enum! {
         /// Devices revoked at `since_ms` or later. Answered by `Revoked`. `after`: empty, or the
         /// `next` of the piece before.
         20 = LoadRevoked { since_ms: u64, after: Bytes, },
+        /// Who has had something in his inbox for `age_ms` of service or longer, `now_ms` being the
+        /// service time: a stretch of the users from `after` on. Answered by `Overdue`.
+        40 = FindOverdue { after: Bytes, now_ms: u64, age_ms: u64, },
+        /// Dead letters from `after` on, of this user and in this conversation if they are given.
+        /// Answered by `DeadLetters`.
+        41 = ListDead { user: Option<Id>, convo: Option<ConversationName>, after: Bytes, },
     }
 }
 
@@ -390,6 +399,8 @@ wire_enum! {
             ts: u64,
             /// Edge shards present, by the log.
             edges: Vec<Id>,
+            /// The last `ServiceTime`.
+            service_ms: u64,
         },
         2 = Resumed { to: u64, next_lsn: u64, },
         /// The epoch is no longer the highest, or the position is taken by other bytes: drop all
@@ -420,6 +431,10 @@ wire_enum! {
             revoked: Vec<Revocation>,
             /// He does not want his presence told.
             hidden: bool,
+            /// Up to where his inbox was emptied into the dead letters.
+            dead: Vec<(ConversationName, u64)>,
+            /// Of his own messages.
+            failures: Vec<Failure>,
             next: Bytes,
         },
         7 = Found { to: u64, message: Option<Accepted>, },
@@ -436,6 +451,9 @@ wire_enum! {
         /// `None`: there is no such channel.
         30 = Channel { to: u64, channel: Option<ChannelState>, subscribers: u64, },
         20 = Revoked { to: u64, rows: Vec<Revocation>, next: Bytes, },
+        /// `next`: empty, or where the next stretch begins.
+        40 = Overdue { to: u64, rows: Vec<OverdueInbox>, next: Bytes, },
+        41 = DeadLetters { to: u64, rows: Vec<DeadLetter>, next: Bytes, },
     }
 }
 
@@ -453,6 +471,33 @@ wire_struct! {
         /// The highest seqs that every other member has reached.
         pub others_delivered: u64,
         pub others_read: u64,
+    }
+}
+
+wire_struct! {
+    /// The part of a user's inbox in one conversation that is too old.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct OverdueInbox {
+        pub user: Id,
+        pub convo: ConversationName,
+        /// The last seq of it.
+        pub last: u64,
+        /// What is in it from others.
+        pub letters: Vec<Letter>,
+    }
+}
+
+wire_struct! {
+    /// A dead letter.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct DeadLetter {
+        pub user: Id,
+        pub convo: ConversationName,
+        pub seq: u64,
+        pub from: Id,
+        pub id: Id,
+        /// Service time at which it died.
+        pub at: u64,
     }
 }
 
@@ -486,6 +531,7 @@ impl FromStore {
             Messages { to, .. } | Records { to, .. } | Overviews { to, .. } => *to,
             Members { to, .. } | Watermarks { to, .. } | Channel { to, .. } => *to,
             Revoked { to, .. } => *to,
+            Overdue { to, .. } | DeadLetters { to, .. } => *to,
             Unavailable { to } => *to,
         }
     }

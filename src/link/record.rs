@@ -208,6 +208,31 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A message that is a dead letter of somebody.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Letter {
+        pub seq: u64,
+        pub from: Id,
+        /// Empty: a system message, of which nobody is told.
+        pub id: Id,
+        /// It is the first recipient's: the sender is told once.
+        pub is_news: bool,
+    }
+}
+
+wire_struct! {
+    /// A message of somebody that reached a recipient on none of his devices.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Failure {
+        pub convo: ConversationName,
+        pub seq: u64,
+        pub id: Id,
+        /// Service time of the first telling; 0: he has not been told.
+        pub told_at: u64,
+    }
+}
+
 wire_enum! {
     /// One decision of the sequencer, or (`Epoch`, `Lost`) of the store.
     #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +274,24 @@ wire_enum! {
         21 = Seen { devices: Vec<Sighting>, },
         /// Whether a user's presence is told to others.
         22 = Privacy { user: Id, hidden: bool, },
+        /// How long this system has served, over all lives. What was logged before this record is
+        /// at least as old as the time since.
+        40 = ServiceTime { ms: u64, },
+        /// What no device of this user has acknowledged for so long, up to `last`, leaves his
+        /// inbox. `at`: the service time. Who sent it is told when this record is consumed.
+        41 = Dead {
+            user: Id,
+            convo: ConversationName,
+            last: u64,
+            at: u64,
+            letters: Vec<Letter>,
+        },
+        /// His dead letters from `first` on are back in his inbox.
+        42 = Replayed { user: Id, convo: ConversationName, first: u64, at: u64, seqs: Vec<u64>, },
+        /// A sender was told of these for the first time.
+        43 = Told { user: Id, failures: Vec<Failure>, },
+        /// He is told of these no more.
+        44 = Forgotten { user: Id, failures: Vec<(ConversationName, u64)>, },
     }
 }
 

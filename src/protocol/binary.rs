@@ -67,6 +67,7 @@ mod event_type {
     pub const PRIVACY: u8 = 0x91;
     pub const PRESENCE: u8 = 0x92;
     pub const TYPING: u8 = 0x93;
+    pub const FAILED: u8 = 0xc6;
 }
 
 /// Fields, by the names that they have in JSON. Even: a varint; odd: a length and bytes.
@@ -198,6 +199,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Pong { reference, ts } => {
             Frame::begin(out, event_type::PONG).reference(reference).integer(tag::TS, ts);
         }
+        Event::Failed { convo, seq, id } => failed(convo, seq, id, out),
         Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, event_type::GOAWAY);
             frame.integer(tag::REASON, goodbye_number(goodbye));
@@ -241,6 +243,11 @@ fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
         }
         _ => unreachable!("the caller encodes the others"),
     }
+}
+
+fn failed(convo: &str, seq: u64, id: &str, out: &mut Vec<u8>) {
+    let mut frame = Frame::begin(out, event_type::FAILED);
+    frame.text(tag::CONVO, convo).integer(tag::SEQ, seq).text(tag::ID, id);
 }
 
 /// The fields that any operation of this version has, not yet looked into.

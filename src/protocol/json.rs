@@ -99,6 +99,7 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
         Event::Pong { reference, ts } => {
             Frame::begin(out, "pong").reference(reference).integer("ts", ts).end();
         }
+        Event::Failed { convo, seq, id } => failed(convo, seq, id, out),
         Event::Goaway { goodbye, reconnect_ms } => {
             let mut frame = Frame::begin(out, "goaway");
             frame.text("reason", goodbye.reason());
@@ -141,6 +142,10 @@ fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
         }
         _ => unreachable!("the caller encodes the others"),
     }
+}
+
+fn failed(convo: &str, seq: u64, id: &str, out: &mut Vec<u8>) {
+    Frame::begin(out, "failed").text("convo", convo).integer("seq", seq).text("id", id).end();
 }
 
 /// The raw text of the fields that any operation of this version has; absent and `null` are `None`.

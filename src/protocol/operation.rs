@@ -280,6 +280,12 @@ pub enum Event<'a> {
         /// Milliseconds since 1970 UTC.
         ts: u64,
     },
+    /// No device of a recipient acknowledged the message for so long that it is a dead letter.
+    Failed {
+        convo: &'a str,
+        seq: u64,
+        id: &'a str,
+    },
     Goaway {
         goodbye: Goodbye,
         /// When this client is to come back; absent when it is not to.

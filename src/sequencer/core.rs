@@ -15,13 +15,16 @@ use super::appender::{Appender, Decided, Waiter};
 use super::audience::Channels;
 use super::budget::{Budget, Residents};
 use super::conversation::Conversation;
+use super::dead_letters::DeadLetters;
 use super::devices::Devices;
 use super::fanout::Fanout;
+use super::inquiries::{Answered, Refused};
 use super::limits::{CODES, LimitOptions, Limits};
 use super::presence::Presences;
 use super::receipts::Due;
 use super::registry::{Held, Registry};
 use super::requests::{Purpose, Refusal, Requests};
+use super::service_time::ServiceTime;
 use super::typing::Typing;
 use super::user::{Task, User};
 use crate::admin::Latency;
@@ -61,6 +64,11 @@ pub struct Counters {
     pub markers_total: u64,
     pub acknowledgements_total: u64,
     pub replaced_total: u64,
+    /// Messages that left an inbox undelivered, one per recipient; and those put back.
+    pub dead_letters_total: u64,
+    pub replayed_total: u64,
+    /// `failed` handed to edges.
+    pub failed_told_total: u64,
     /// Groups made, and changes of membership.
     pub group_changes_total: u64,
     /// Channels made, changes of who may write, subscriptions begun and ended.
@@ -130,6 +138,10 @@ pub struct Sequencer {
     pub(super) streams_counter: u64,
     pub(super) last_mid: u64,
     pub(super) last_ts: u64,
+    pub(super) service_time: ServiceTime,
+    pub(super) dead_letters: DeadLetters,
+    /// Inquiries with their answers, for the host to take.
+    pub(super) answered: Vec<(u64, Result<Answered, Refused>)>,
     /// The store had no room for the batch under way: new sends are refused until it has.
     pub(super) refuses_sends: bool,
     /// When an epoch that the store could not grant is asked for again.
@@ -178,6 +190,9 @@ impl Sequencer {
             streams_counter: 0,
             last_mid: 0,
             last_ts: 0,
+            service_time: ServiceTime::default(),
+            dead_letters: DeadLetters::default(),
+            answered: Vec::new(),
             refuses_sends: false,
             epoch_due_us: None,
             outcome: Outcome::Continue,
@@ -219,11 +234,13 @@ impl Sequencer {
         if self.epoch_due_us.is_some_and(|due_us| now.monotonic_us >= due_us) {
             self.ask_epoch(out);
         }
+        self.pass_service_time();
         if self.appender.is_some() {
             self.advance_fanout(out);
             self.push_channels(out);
             self.tell_receipts(out);
             self.tell_presence(out);
+            self.search_overdue(out);
             self.flush_gathered();
             self.flush_seen();
             self.keep_budget();
@@ -397,6 +414,10 @@ impl Sequencer {
                 let page = ToEdge::Page { to: waiter.number, convo, messages, first };
                 self.answer(waiter, page, out);
             }
+            (FromStore::Overdue { rows, next, .. }, Purpose::Overdue) => {
+                self.overdue_found(rows, next, out);
+            }
+            (answer, Purpose::Inquiry(asked)) => self.inquiry_answered(asked, answer, out),
             (FromStore::Overviews { rows, .. }, Purpose::Overview(waiter)) => {
                 self.answer(waiter, ToEdge::Conversations { to: waiter.number, rows }, out);
             }
@@ -419,12 +440,15 @@ impl Sequencer {
     }
 
     fn granted(&mut self, granted: FromStore, out: &mut dyn Outlet) {
-        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, .. } = granted else {
+        let FromStore::Granted { epoch, next_lsn, fanned_out, mid, ts, edges, service_ms, .. } =
+            granted
+        else {
             return;
         };
         self.appender = Some(Appender::new(epoch, next_lsn));
         self.last_mid = mid;
         self.last_ts = ts;
+        self.service_time.recover(service_ms);
         self.fanout.recover(fanned_out, next_lsn - 1, edges, self.now.monotonic_us);
         self.requests.open();
         self.read_log(out);
@@ -482,7 +506,15 @@ impl Sequencer {
                 self.privacy_durable(user, *hidden, &decided.waiters, out);
             }
             Record::Seen { .. } => {}
+            Record::Dead { user, convo, last, letters, .. } => {
+                self.dead_durable(user, convo, *last, letters);
+            }
+            Record::Replayed { user, convo, first, seqs, .. } => {
+                self.replay_durable(decided.lsn, (user, convo), *first, seqs, out);
+            }
+            Record::Told { .. } | Record::Forgotten { .. } => {}
             Record::FannedOut { .. } | Record::Edge { .. } => {}
+            Record::ServiceTime { .. } => {}
             Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }

@@ -290,6 +290,7 @@ impl Sequencer {
     ) {
         let entry = self.users.get_mut(user).expect("loaded by the caller");
         let devices = entry.targets();
+        let dead = entry.dead.get(&message.convo).copied().unwrap_or(0);
         let joined = entry.stay(&message.convo).map_or(0, |stay| stay.joined);
         // He has left and joined again since: who is connected hears it, nobody is behind of it.
         let is_past = message.seq < joined;
@@ -298,6 +299,7 @@ impl Sequencer {
             let entry = self.users.get_mut(user).expect("loaded by the caller");
             let owner = entry.devices.get_mut(&device).expect("one of the targets");
             let cursor = owner.cursors.entry(message.convo.clone()).or_default();
+            cursor.dead = dead;
             if !is_past {
                 cursor.fanned = cursor.fanned.max(message.seq);
             }
@@ -306,9 +308,9 @@ impl Sequencer {
                 owner.session.iter_mut().for_each(|it| it.begin_at(&message.convo, joined));
             }
             let settled = is_past || cursor.settles(message.seq);
-            let delivered = cursor.delivered;
+            let floor = cursor.floor();
             let live = owner.session.as_mut().map(|session| {
-                let live = session.live(&message.convo, message.seq, delivered);
+                let live = session.live(&message.convo, message.seq, floor);
                 (live, session.peer, session.target())
             });
             if !settled && let Some(flight) = self.fanout.flight(lsn) {
@@ -433,11 +435,22 @@ impl Sequencer {
             }
             Record::Device { .. } | Record::FannedOut { .. } | Record::Subscription { .. } => {}
             Record::Revoked { .. } | Record::Seen { .. } | Record::Privacy { .. } => {}
+            Record::Dead { user, convo, letters, .. } => {
+                self.fanout.meaningful = lsn;
+                self.consume_dead(lsn, &user, &convo, letters, out);
+            }
+            Record::Replayed { .. } | Record::Told { .. } | Record::Forgotten { .. } => {}
+            Record::ServiceTime { .. } => {}
             Record::Edge { .. } | Record::Epoch { .. } | Record::Lost { .. } => {}
         }
     }
 
-    fn depart(&mut self, lsn: u64, users_due: usize, message: Option<(ConversationName, u64)>) {
+    pub(super) fn depart(
+        &mut self,
+        lsn: u64,
+        users_due: usize,
+        message: Option<(ConversationName, u64)>,
+    ) {
         let since_us = self.now.monotonic_us;
         let targets = Vec::new();
         let flight = Flight { lsn, since_us, users_due, message, targets, marked: false };

@@ -92,8 +92,8 @@ impl Sequencer {
         let cursor = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
         let cursor = cursor.and_then(|device| device.cursors.get_mut(convo));
         let Some(cursor) = cursor else { return };
-        if cursor.marker == 0 && cursor.fanned > cursor.delivered {
-            cursor.marker = cursor.delivered + 1;
+        if cursor.marker == 0 && cursor.fanned > cursor.floor() {
+            cursor.marker = cursor.floor() + 1;
             self.counters.markers_total += 1;
             self.gather((user.clone(), device.clone(), convo.clone()), None);
         }
@@ -140,7 +140,7 @@ impl Sequencer {
         }
     }
 
-    fn gather(&mut self, key: (Id, Id, ConversationName), waiter: Option<Waiter>) {
+    pub(super) fn gather(&mut self, key: (Id, Id, ConversationName), waiter: Option<Waiter>) {
         if self.gathered.rows.is_empty() {
             self.gathered.since_us = self.now.monotonic_us;
         }
@@ -159,10 +159,10 @@ impl Sequencer {
         let cursor = owner.cursors.get_mut(&convo)?;
         // Without anything fanned out in this life, only the head itself is known to be enough.
         let last = if cursor.fanned > 0 { cursor.fanned } else { head };
-        if cursor.marker != 0 && cursor.delivered >= last {
+        if cursor.marker != 0 && cursor.floor() >= last {
             cursor.marker = 0;
         } else if cursor.marker != 0 {
-            cursor.marker = cursor.delivered + 1;
+            cursor.marker = cursor.floor() + 1;
         }
         cursor.removals += u32::from(cursor.marker == 0);
         let (delivered, read, marker) = (cursor.delivered, cursor.read, cursor.marker);

@@ -20,6 +20,7 @@ pub struct Metrics {
     group_changes: Counter,
     channels: ChannelMetrics,
     users: UserMetrics,
+    expiry: Expiry,
     evicted: Counter,
     malformed: Counter,
     above_head: Counter,
@@ -87,10 +88,7 @@ impl Metrics {
                 "aldis_limited_keys",
                 "Users and conversations whose rate limits are not full",
             ),
-            delivered: counter(
-                "aldis_messages_pushed_total",
-                "Live messages handed to edges, one per device",
-            ),
+            delivered: counter("aldis_messages_pushed_total", "Live pushes, one per device"),
             backlog: counter("aldis_backlog_messages_total", "Messages handed to edges late"),
             receipts: counter("aldis_receipts_total", "Receipts handed to edges"),
             markers: counter("aldis_markers_total", "Inbox markers written"),
@@ -108,6 +106,7 @@ impl Metrics {
             ),
             channels: ChannelMetrics::new(registry),
             users: UserMetrics::new(registry),
+            expiry: Expiry::new(registry),
             evicted: counter("aldis_evicted_total", "Conversations and users left to the store"),
             malformed: counter(
                 "aldis_link_malformed_total",
@@ -155,6 +154,7 @@ impl Metrics {
         self.group_changes.set(counters.group_changes_total);
         self.channels.publish(logic);
         self.users.publish(logic);
+        self.expiry.publish(logic);
         self.evicted.set(counters.evicted_total);
         self.malformed.set(counters.malformed_total);
         self.above_head.set(counters.seq_above_head_total);
@@ -215,5 +215,39 @@ impl ChannelMetrics {
         self.changes.set(logic.counters.channel_changes_total);
         self.left_out.set(logic.counters.channel_pushes_left_out_total);
         self.listeners.set(logic.channels.listener_count() as _);
+    }
+}
+
+/// What is published of time and of what did not come in time.
+struct Expiry {
+    dead_letters: Counter,
+    replayed: Counter,
+    failed_told: Counter,
+    service: Gauge,
+}
+
+impl Expiry {
+    fn new(registry: &Registry) -> Expiry {
+        let counter = |name, help| registry.counter(name, help);
+        Expiry {
+            dead_letters: counter(
+                "aldis_dead_letters_total",
+                "Messages that left a recipient's inbox undelivered, one per recipient",
+            ),
+            replayed: counter("aldis_dead_letters_replayed_total", "Dead letters put back"),
+            failed_told: counter("aldis_failed_told_total", "Told failed, one per device"),
+            service: registry.gauge(
+                "aldis_service_seconds",
+                "How long this system has served, over all lives: the time by which things expire",
+            ),
+        }
+    }
+
+    fn publish(&mut self, logic: &Sequencer) {
+        let counters = &logic.counters;
+        self.dead_letters.set(counters.dead_letters_total);
+        self.replayed.set(counters.replayed_total);
+        self.failed_told.set(counters.failed_told_total);
+        self.service.set((logic.service_ms() / 1_000) as _);
     }
 }

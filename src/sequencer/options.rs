@@ -18,4 +18,6 @@ pub struct SequencerOptions {
     pub secret: Vec<u8>,
     pub limits: LimitOptions,
     pub admin: AdminOptions,
+    /// What is not delivered within so many milliseconds of service is a dead letter.
+    pub dead_after_ms: u64,
 }

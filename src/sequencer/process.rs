@@ -1,12 +1,16 @@
 //! The sequencer as a process: its logic between a ring and its links.
 
+use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
+
 use anyhow::Context;
 
 use super::budget::Budget;
 use super::core::{Outcome, Sequencer};
+use super::desk;
 use super::metrics::Metrics;
 use super::options::SequencerOptions;
-use crate::admin::{Health, Registry};
+use crate::admin::{Desk, Health, Question, Registry};
 use crate::clock::Now;
 use crate::link::greeting::{Role, Secret};
 use crate::link::host::{LinkOptions, Links};
@@ -81,7 +85,10 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     let stop = crate::sys::stop_flag().context("installing signal handlers")?;
     let listener = crate::sys::patiently(|| listen(options.listen, 1024, false))
         .with_context(|| format!("listening for edges on {}", options.listen))?;
-    options.admin.open(&registry, &health).context("opening the admin page")?;
+    let (at_desk, questions) = Desk::new(&options.secret);
+    let opened = options.admin.open_with_desk(&registry, &health, at_desk);
+    opened.context("opening the admin page")?;
+    let mut asked = Asked { questions, waiting: BTreeMap::new(), count: 0 };
     let sizes = RingOptions {
         sockets: 4096,
         buffer_size: 65_536,
@@ -102,6 +109,7 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
         Budget::default(),
     );
     process.logic.set_limits(options.limits);
+    process.logic.set_dead_after(options.dead_after_ms);
     tracing::info!(listen = %options.listen, store = %options.store, "sequencer starts");
     health.set_failing("no epoch yet: the store has not answered");
     let (mut whole, mut link) = (health.part(""), health.part("link to the store"));
@@ -109,6 +117,7 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
     while !stop.is_raised() {
         process.wait();
         let now = Now::read();
+        asked.ask(&mut process, now);
         if process.run(now) == Outcome::Rebuild {
             anyhow::bail!("the store serves a higher epoch, or another log: starting anew");
         }
@@ -117,10 +126,42 @@ pub fn run(options: SequencerOptions) -> anyhow::Result<()> {
             health.set_ok();
             tracing::info!("sequencer serves");
         }
+        asked.answer(&mut process);
         link.set(process.unready());
         metrics.publish(&process.logic, &process.links.counters, now.monotonic_us);
     }
     whole.set(Some("ending"));
     tracing::info!("sequencer ends");
     Ok(())
+}
+
+/// What an administrator has asked and is not answered.
+struct Asked {
+    questions: Receiver<Question>,
+    waiting: BTreeMap<u64, Question>,
+    count: u64,
+}
+
+impl Asked {
+    fn ask(&mut self, process: &mut Process<KernelRing>, now: Now) {
+        while let Ok(question) = self.questions.try_recv() {
+            match desk::inquiry_of(&question.object) {
+                Err(why) => question.answer(desk::bad_question(why)),
+                Ok(inquiry) => {
+                    self.count += 1;
+                    self.waiting.insert(self.count, question);
+                    process.logic.inquire(now, self.count, inquiry, &mut process.links);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, process: &mut Process<KernelRing>) {
+        for (number, answer) in process.logic.take_answered() {
+            if let Some(question) = self.waiting.remove(&number) {
+                let shows_body = desk::wants_body(&question.object);
+                question.answer(desk::answer_of(&answer, shows_body));
+            }
+        }
+    }
 }

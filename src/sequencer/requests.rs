@@ -28,6 +28,10 @@ pub enum Purpose {
     Revoked,
     /// The send at the head of this conversation's queue may be a repetition.
     Lookup(ConversationName),
+    /// Whose inbox holds what is too old.
+    Overdue,
+    /// An administrator's question.
+    Inquiry(super::inquiries::Asked),
     /// A piece of a session's catching up.
     Range {
         user: Id,
@@ -122,6 +126,11 @@ impl Requests {
         let later = std::mem::take(&mut self.later).into_iter().map(|(_, question)| question);
         let unasked = std::mem::take(&mut self.unasked);
         self.unasked = repeated.chain(later).chain(unasked).collect();
+    }
+
+    /// Questions reach the store.
+    pub fn is_open(&self) -> bool {
+        self.open
     }
 
     /// The store serves our epoch.

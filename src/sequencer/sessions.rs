@@ -110,8 +110,18 @@ impl Sequencer {
     /// A piece of what the store has; after the last one the user is at hand. Nothing of this user
     /// is under way into the log meanwhile, so the pieces are of one state.
     pub(super) fn user_loaded(&mut self, user: Id, answer: FromStore, out: &mut dyn Outlet) {
-        let FromStore::User { devices, cursors, groups, channels, revoked, hidden, next, .. } =
-            answer
+        let FromStore::User {
+            devices,
+            cursors,
+            groups,
+            channels,
+            revoked,
+            hidden,
+            dead,
+            failures,
+            next,
+            ..
+        } = answer
         else {
             return;
         };
@@ -123,6 +133,7 @@ impl Sequencer {
         entry.revoked.extend(revoked);
         entry.hidden = hidden;
         entry.load(devices, &cursors, complete);
+        entry.load_dead(dead, failures);
         if complete {
             self.recall_seen(&user);
             self.wake_sessions(&user);
@@ -162,6 +173,9 @@ impl Sequencer {
                 Task::Dropped(retired, convo, seq, stream) => {
                     self.dropped(user, &retired, convo, seq, stream, out);
                 }
+                Task::Bury(overdue) => self.bury(user, overdue, out),
+                Task::Replay(replay) => self.replay(user, replay),
+                Task::Failed(lsn, failure) => self.failed(user, lsn, failure, out),
                 Task::Fan(lsn, message) => self.fan_to_user(user, lsn, &message, out),
                 Task::Risen(lsn, convo) => self.risen(user, lsn, &convo, out),
                 Task::Tell { convo, seq, watermark, by, tally } => {
@@ -301,6 +315,7 @@ impl Sequencer {
         owner.session = Some(Box::new(session));
         self.listen_all(user, &device);
         self.presence_came(user);
+        self.tell_failures(user, &device, out);
         if !manual {
             self.catch_up(user, &device, None, out);
             self.turn_idle_live(user, &device);

@@ -97,6 +97,7 @@ impl World {
                     mid: 0,
                     ts: 0,
                     edges: self.edges.clone(),
+                    service_ms: 0,
                 },
                 ToStore::Append { first_lsn, count, .. } => {
                     self.syncing.push((to, first_lsn + u64::from(count)));
@@ -116,6 +117,8 @@ impl World {
                     groups: Vec::new(),
                     revoked: Vec::new(),
                     hidden: false,
+                    dead: Vec::new(),
+                    failures: Vec::new(),
                     next: Bytes::new(),
                 },
                 ToStore::LoadRevoked { .. } => {

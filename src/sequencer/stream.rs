@@ -172,13 +172,14 @@ impl Session {
         self.positions.get(convo).is_some_and(|position| position.catching)
     }
 
-    /// Decides about a live message; `delivered` is the device's cursor. Counts it as pushed if so.
-    pub fn live(&mut self, convo: &ConversationName, seq: u64, delivered: u64) -> Live {
+    /// Decides about a live message; up to `floor` the device has everything. Counts it as pushed
+    /// if so.
+    pub fn live(&mut self, convo: &ConversationName, seq: u64, floor: u64) -> Live {
         if self.manual {
             return Live::Skip;
         }
         let stream = self.stream.get();
-        let start = Position { pushed_upto: delivered, catching: false, stream };
+        let start = Position { pushed_upto: floor, catching: false, stream };
         let position = self.positions.entry(convo.clone()).or_insert(start);
         if position.catching || seq <= position.pushed_upto {
             return Live::Skip;
@@ -214,7 +215,7 @@ impl Session {
     /// that is not acknowledged.
     pub fn is_at_rest(&self, cursors: &BTreeMap<ConversationName, DeviceCursor>) -> bool {
         let told = |(convo, position): (&ConversationName, &Position)| {
-            let delivered = cursors.get(convo).map_or(0, |cursor| cursor.delivered);
+            let delivered = cursors.get(convo).map_or(0, |cursor| cursor.floor());
             !position.catching && position.pushed_upto <= delivered
         };
         let quiet = self.requests.is_empty() && self.reading.is_none() && !self.awaits_room;
@@ -476,7 +477,7 @@ impl Sequencer {
         let owner = self.users.get(user).and_then(|user| user.devices.get(device));
         let cursors = owner.into_iter().flat_map(|device| &device.cursors);
         let behind = cursors.filter(|(_, cursor)| cursor.is_behind());
-        let behind = behind.map(|(convo, cursor)| (convo.clone(), cursor.delivered));
+        let behind = behind.map(|(convo, cursor)| (convo.clone(), cursor.floor()));
         behind.chain(self.channels_behind(user, device)).collect()
     }
 
@@ -529,9 +530,9 @@ impl Sequencer {
         owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.fanned)
     }
 
-    fn delivered(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
+    fn floor(&self, user: &Id, device: &Id, convo: &ConversationName) -> u64 {
         let owner = self.users.get(user).and_then(|user| user.devices.get(device));
-        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.delivered)
+        owner.and_then(|device| device.cursors.get(convo)).map_or(0, |cursor| cursor.floor())
     }
 
     fn read_range(
@@ -542,7 +543,7 @@ impl Sequencer {
         out: &mut dyn Outlet,
     ) {
         let fanned = self.fanned(user, device, &convo);
-        let delivered = self.delivered(user, device, &convo);
+        let floor = self.floor(user, device, &convo);
         // Of a group he sees what is there from his joining on, up to his leaving.
         let stay = self.users.get(user).and_then(|user| user.stay(&convo));
         let Some(session) = self.session(user, device) else {
@@ -551,7 +552,7 @@ impl Sequencer {
         // An earlier request for the same conversation may have ended since: what was live for
         // that while, or acknowledged and forgotten, catches up again.
         let stream = session.stream.get();
-        let acknowledged = Position { pushed_upto: delivered, catching: true, stream };
+        let acknowledged = Position { pushed_upto: floor, catching: true, stream };
         let position = session.positions.entry(convo.clone()).or_insert(acknowledged);
         position.catching = true;
         let begins_after = stay.map_or(0, |stay| stay.joined - 1);

@@ -5,13 +5,15 @@ use std::rc::Rc;
 
 use super::appender::Waiter;
 use super::conversation::Task as ConversationTask;
+use super::dead_letters::Replay;
 use super::inbox::Raise;
 use super::sessions::{Confirmed, Retired};
 use super::stream::{Asked, Named, Session};
-use crate::link::message::{SessionNumber, Tally, Watermark};
+use crate::link::message::{OverdueInbox, SessionNumber, Tally, Watermark};
 pub use crate::link::record::NO_DEVICE;
 use crate::link::record::{
-    ConversationName, Cursor, GroupRole, Id, Member, Message, Revocation, Stay, Subscription,
+    ConversationName, Cursor, Failure, GroupRole, Id, Member, Message, Revocation, Stay,
+    Subscription,
 };
 
 /// Something that waits until the user is loaded.
@@ -46,6 +48,11 @@ pub enum Task {
     Fan(u64, Rc<Message>),
     /// This user's watermarks may have risen with the record at this position.
     Risen(u64, ConversationName),
+    /// What of his inbox is too old.
+    Bury(OverdueInbox),
+    Replay(Replay),
+    /// One of his messages failed, by the record at this position.
+    Failed(u64, Failure),
     /// Somebody's watermark rose; this user's sessions are to hear, all but this device's.
     Tell {
         convo: ConversationName,
@@ -71,6 +78,8 @@ pub struct DeviceCursor {
     pub removals: u32,
     /// Highest seq that this sequencer fanned out to the device; 0: none in this life.
     pub fanned: u64,
+    /// What is up to here left the user's inbox for the dead letters, durably.
+    pub dead: u64,
 }
 
 impl DeviceCursor {
@@ -86,15 +95,20 @@ impl DeviceCursor {
 
     /// Something was fanned out that the device has not acknowledged.
     pub fn is_behind(&self) -> bool {
-        self.marker != 0 || self.fanned > self.delivered
+        self.marker != 0 || self.fanned > self.floor()
     }
 
-    /// The message `seq` is in good hands durably: acknowledged, or behind a marker that no row
-    /// under way removes. (Without the latter: marker durable, its removal decided, a new message
-    /// counted as marked, the removal durable, a crash, and the message is in no inbox.)
+    /// Up to here nothing is to be delivered.
+    pub fn floor(&self) -> u64 {
+        self.delivered.max(self.dead)
+    }
+
+    /// The message `seq` is in good hands durably: acknowledged, dead, or behind a marker that no
+    /// row under way removes. (Without the latter: marker durable, its removal decided, a new
+    /// message counted as marked, the removal durable, a crash, and the message is in no inbox.)
     pub fn settles(&self, seq: u64) -> bool {
         let marked = self.durable_marker != 0 && self.marker != 0 && self.removals == 0;
-        self.durable_delivered >= seq || marked
+        self.durable_delivered.max(self.dead) >= seq || marked
     }
 
     /// The row that says so.
@@ -121,6 +135,7 @@ impl DeviceCursor {
             durable_marker: cursor.marker,
             removals: 0,
             fanned: 0,
+            dead: 0,
         }
     }
 }
@@ -166,6 +181,10 @@ pub struct User {
     pub hidden: bool,
     /// Changes of that on their way into the log.
     pub privacy_under_way: u32,
+    /// Up to where his inbox was emptied into the dead letters.
+    pub dead: BTreeMap<ConversationName, u64>,
+    /// Of his own messages, by conversation and seq: what he is told when he connects.
+    pub failures: BTreeMap<(ConversationName, u64), Failure>,
 }
 
 impl User {
@@ -227,6 +246,34 @@ impl User {
         }
     }
 
+    /// What is known of dead letters; what became durable while he was being loaded is newer.
+    pub fn load_dead(&mut self, dead: Vec<(ConversationName, u64)>, failures: Vec<Failure>) {
+        for (convo, upto) in dead {
+            self.dead.entry(convo).or_insert(upto);
+        }
+        for (convo, upto) in self.dead.clone() {
+            self.set_dead(&convo, upto);
+        }
+        for failure in failures {
+            self.failures.entry((failure.convo.clone(), failure.seq)).or_insert(failure);
+        }
+    }
+
+    /// His inbox ends above this seq: the devices whose markers are below it.
+    pub fn set_dead(&mut self, convo: &ConversationName, upto: u64) -> Vec<Id> {
+        self.dead.insert(convo.clone(), upto);
+        let mut marked = Vec::new();
+        for (name, device) in &mut self.devices {
+            if let Some(cursor) = device.cursors.get_mut(convo) {
+                cursor.dead = upto;
+                if cursor.marker != 0 && cursor.marker <= upto {
+                    marked.push(name.clone());
+                }
+            }
+        }
+        marked
+    }
+
     /// Devices that a message goes to: the real ones, or the pseudo-device if there is none.
     pub fn targets(&mut self) -> Vec<Id> {
         let real = |id: &&Id| !id.is_empty();
@@ -264,14 +311,15 @@ impl User {
                 continue;
             }
             start.fanned = start.fanned.max(cursor.fanned);
+            start.dead = start.dead.max(cursor.dead);
             // Gathered in `marker` for now: how many devices have one decides below.
             start.marker += u64::from(cursor.marker != 0);
         }
         let devices = real.max(1) as u64;
         for start in starting.values_mut() {
             let all_marked = start.marker > 0 && start.marker == devices;
-            let behind = all_marked || start.fanned > start.delivered;
-            start.marker = if behind { start.delivered + 1 } else { 0 };
+            let behind = all_marked || start.fanned > start.floor();
+            start.marker = if behind { start.floor() + 1 } else { 0 };
         }
         starting
     }

@@ -11,6 +11,7 @@ use super::world::trace::Trace;
 use super::world::{Role, World, WorldOptions};
 use crate::link::message::Watermark;
 use crate::sequencer::budget::Budget;
+use crate::sequencer::dead_letters::AGE_MS_DEFAULT;
 
 /// Messages of one device that are unanswered at a time.
 const UNANSWERED_COUNT_MAX: usize = 4;
@@ -50,6 +51,7 @@ pub struct Report {
     /// Durable records in the log at the end.
     pub records: u64,
     pub promises: usize,
+    pub dead_letters: u64,
     pub messages_heard: u64,
     pub receipts_heard: u64,
 }
@@ -65,6 +67,7 @@ impl Report {
             epochs: self.epochs + other.epochs,
             records: self.records + other.records,
             promises: self.promises + other.promises,
+            dead_letters: self.dead_letters + other.dead_letters,
             messages_heard: self.messages_heard + other.messages_heard,
             receipts_heard: self.receipts_heard + other.receipts_heard,
         }
@@ -138,6 +141,7 @@ impl Chaos {
                 true => Budget { conversations_max: 8, users_max: 1, ..Budget::default() },
                 false => Budget::default(),
             },
+            dead_after_ms: [AGE_MS_DEFAULT, 1_500, 5_000][random.index(3)],
         };
         let mut world = World::new(random.next_u64(), options, trace);
         for user in &USERS[..2 + random.index(3)] {
@@ -174,6 +178,7 @@ impl Chaos {
             epochs: self.world.ledger.epoch(),
             records: self.world.ledger.end(),
             promises,
+            dead_letters: self.world.ledger.deaths.letter_count,
             messages_heard: self.world.witness.message_count,
             receipts_heard: self.world.witness.receipt_count,
         })
@@ -408,6 +413,9 @@ impl Chaos {
             }
             if device.is_revoked(ledger) {
                 return Some(format!("{name} was revoked and is not cut"));
+            }
+            if let Some((convo, seq)) = device.untold(ledger) {
+                return Some(format!("{name} was not told that {seq} of {convo} failed"));
             }
             if let Some((convo, watermark, head)) = device.missing(ledger) {
                 return Some(format!("{name} has {watermark} of {head} in {convo}"));

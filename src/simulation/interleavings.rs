@@ -22,6 +22,7 @@ fn chat(seed: u64) -> Result<World, String> {
         network: SimOptions::default(),
         segment_size: 128 * 1024,
         budget: Budget::default(),
+        dead_after_ms: crate::sequencer::dead_letters::AGE_MS_DEFAULT,
     };
     let mut world = World::new(seed, options, Trace::new(200));
     world.start_all()?;

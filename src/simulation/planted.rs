@@ -18,6 +18,8 @@ pub enum Planted {
     AcknowledgeOnReceipt,
     /// The fan-out position passes a push that nobody acknowledged and no marker covers.
     PassUnacknowledged,
+    /// Letters die in a quarter of their time.
+    EarlyDeath,
 }
 
 thread_local! {

@@ -72,6 +72,11 @@ fn a_position_past_an_unacknowledged_push_is_found() {
     is_found(Planted::PassUnacknowledged, &["has neither acknowledged nor marked"]);
 }
 
+#[test]
+fn letters_that_die_early_are_found() {
+    is_found(Planted::EarlyDeath, &["dies early"]);
+}
+
 /// Runs the seeds on two threads, which share nothing; returns what failed, by seed.
 fn run_all(seeds: std::ops::Range<u64>, options: &Options) -> Vec<Failure> {
     let run_half = |half: u64| {

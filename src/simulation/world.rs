@@ -7,6 +7,7 @@
 
 pub mod channels;
 pub mod connection;
+pub mod deaths;
 pub mod device;
 pub mod ledger;
 pub mod processes;
@@ -42,6 +43,8 @@ pub struct WorldOptions {
     pub segment_size: u64,
     /// What a sequencer keeps in memory.
     pub budget: Budget,
+    /// Milliseconds of service after which a letter is dead.
+    pub dead_after_ms: u64,
 }
 
 /// A process of the system.
@@ -81,6 +84,8 @@ impl World {
         let mut random = Random::new(seed);
         let disk = SimDisk::new(random.next_u64());
         disk.watch();
+        let mut ledger = Ledger::default();
+        ledger.deaths.age_ms = options.dead_after_ms;
         World {
             network: SimNetwork::new(random.next_u64(), options.network),
             disk,
@@ -89,7 +94,7 @@ impl World {
             sequencers: Vec::new(),
             store: None,
             devices: Vec::new(),
-            ledger: Ledger::default(),
+            ledger,
             witness: Witness::default(),
             trace,
             disk_is_held: false,
@@ -131,6 +136,7 @@ impl World {
         if !self.disk.step() {
             return Ok(());
         }
+        self.ledger.pass(self.network.now_us());
         for write in self.disk.take_durable() {
             self.ledger.take_write(write)?;
             let end = self.ledger.end();

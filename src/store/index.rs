@@ -34,11 +34,19 @@ pub enum Keyspace {
     Revoked = 20,
     /// (user): those who hide their presence.
     Hidden = 21,
+    /// (service time, big endian): where in the log it was that.
+    Times = 40,
+    /// (conversation, seq, user): a dead letter.
+    Dead = 41,
+    /// (user, conversation): up to where his inbox was emptied into the dead letters.
+    DeadFloors = 42,
+    /// (sender, conversation, seq): what he is told of, at each connect.
+    Failures = 43,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 15] = [
+    pub const ALL: [Keyspace; 19] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -54,6 +62,10 @@ impl Keyspace {
         Keyspace::Subscriptions,
         Keyspace::Revoked,
         Keyspace::Hidden,
+        Keyspace::Times,
+        Keyspace::Dead,
+        Keyspace::DeadFloors,
+        Keyspace::Failures,
     ];
 }
 

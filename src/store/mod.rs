@@ -10,6 +10,7 @@
 //! broken.
 
 pub mod core;
+mod dead_letters;
 pub mod device;
 pub mod directory;
 pub mod fjall_index;
@@ -26,6 +27,7 @@ mod queries;
 pub mod reader;
 pub mod recovery;
 pub mod repair;
+pub mod retention;
 pub mod rows;
 pub mod uring_device;
 

@@ -14,7 +14,7 @@ use super::positions::{Extent, Place, PositionMap, ReadError};
 use super::queries::Page;
 use super::recovery::Known;
 use super::rows::{self, Location, State};
-use super::{Batch, StoreFault};
+use super::{Batch, StoreFault, retention};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
@@ -192,7 +192,8 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     fn grant(&self, to: u64, epoch: u64, next_lsn: u64) -> Result<FromStore, StoreFault> {
         let State { fanned_out, mid, ts, .. } = self.state;
         let edges = rows::edges(&self.index)?;
-        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges })
+        let service_ms = retention::service_ms(&self.index)?;
+        Ok(FromStore::Granted { to, epoch, next_lsn, fanned_out, mid, ts, edges, service_ms })
     }
 
     fn answer(&mut self, to: u64, entry: Bytes) -> Result<(FromStore, Outcome), StoreFault> {
@@ -205,9 +206,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::LoadUser { user, after }) => {
                 let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
-                let rows::UserPiece { devices, cursors, groups, channels, revoked, hidden, next } =
-                    piece;
-                FromStore::User { to, devices, cursors, groups, channels, revoked, hidden, next }
+                piece.into_answer(to)
             }
             Ok(ToStore::LoadRevoked { since_ms, after }) => {
                 let (rows, next) = rows::revoked(&self.index, since_ms, &after, ANSWER_SIZE_MAX)?;
@@ -235,6 +234,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             Ok(ToStore::History { convo, before, limit, size_max }) => {
                 return self.history(to, &Page { convo, before, limit, size_max });
+            }
+            Ok(ToStore::FindOverdue { after, now_ms, age_ms }) => {
+                self.find_overdue(to, &after, now_ms, age_ms)?
+            }
+            Ok(ToStore::ListDead { user, convo, after }) => {
+                self.list_dead(to, user.as_ref(), convo.as_ref(), &after)?
             }
             Ok(ToStore::LoadWatermarks { convo }) => self.watermarks(to, &convo)?,
             Ok(ToStore::Overview { user, convos }) => self.overviews(to, &user, &convos)?,
@@ -317,7 +322,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         Ok((found, missing))
     }
 
-    fn message(
+    pub(super) fn message(
         &mut self,
         convo: &ConversationName,
         seq: u64,

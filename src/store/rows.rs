@@ -10,12 +10,12 @@ use bytes::Bytes;
 
 use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
-use super::{Batch, StoreFault};
+use super::{Batch, StoreFault, dead_letters, retention};
 use crate::link::fingerprint;
-use crate::link::message::Accepted;
+use crate::link::message::{Accepted, FromStore};
 use crate::link::record::{
-    ChannelState, ConversationName, Cursor, Id, LostMessage, Member, Message, Record, Revocation,
-    Subscription,
+    ChannelState, ConversationName, Cursor, Failure, Id, LostMessage, Member, Message, Record,
+    Revocation, Subscription,
 };
 use crate::link::wire::{Reader, Wire, wire_struct};
 
@@ -139,6 +139,8 @@ pub struct UserPiece {
     pub channels: Vec<(ConversationName, Subscription)>,
     pub revoked: Vec<Revocation>,
     pub hidden: bool,
+    pub dead: Vec<(ConversationName, u64)>,
+    pub failures: Vec<Failure>,
     /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
     pub next: Bytes,
 }
@@ -160,6 +162,8 @@ pub fn user(
         Keyspace::Memberships,
         Keyspace::Subscriptions,
         Keyspace::Revoked,
+        Keyspace::DeadFloors,
+        Keyspace::Failures,
     ];
     piece.hidden = index.get(Keyspace::Hidden, &prefix)?.is_some();
     let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
@@ -187,6 +191,24 @@ pub fn user(
 }
 
 impl UserPiece {
+    /// The answer to entry `to`.
+    pub fn into_answer(self, to: u64) -> FromStore {
+        let UserPiece { devices, cursors, groups, channels, revoked, hidden, .. } = self;
+        let UserPiece { dead, failures, next, .. } = self;
+        FromStore::User {
+            to,
+            devices,
+            cursors,
+            groups,
+            channels,
+            revoked,
+            hidden,
+            dead,
+            failures,
+            next,
+        }
+    }
+
     /// Adds a row; false if it cannot be decoded.
     fn take(&mut self, keyspace: Keyspace, user: &str, rest: &[u8], value: &[u8]) -> bool {
         if keyspace == Keyspace::Cursors {
@@ -210,6 +232,22 @@ impl UserPiece {
             return match (texts(rest).as_deref(), subscription) {
                 (Some([convo]), Ok(subscription)) => {
                     self.channels.push((Id::from(*convo), subscription));
+                    true
+                }
+                _ => false,
+            };
+        }
+        if keyspace == Keyspace::Failures {
+            let failure = dead_letters::failure_of(rest, value);
+            let good = failure.is_some();
+            self.failures.extend(failure);
+            return good;
+        }
+        if keyspace == Keyspace::DeadFloors {
+            let floor = decode::<dead_letters::Floor>(keyspace, value);
+            return match (texts(rest).as_deref(), floor) {
+                (Some([convo]), Ok(floor)) => {
+                    self.dead.push((ConversationName::from(*convo), floor.upto));
                     true
                 }
                 _ => false,
@@ -429,6 +467,7 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
     let value_is =
         |good: bool, count: usize| good && texts(row).is_some_and(|texts| texts.len() == count);
     match keyspace {
+        Keyspace::Meta if row == retention::SERVICE_KEY => decode::<u64>(keyspace, value).is_ok(),
         Keyspace::Meta => row == STATE_KEY && decode::<State>(keyspace, value).is_ok(),
         Keyspace::Messages => message_row(row, value).is_some(),
         Keyspace::Dedup => value_is(decode::<Accepted>(keyspace, value).is_ok(), 3),
@@ -446,10 +485,14 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
         Keyspace::Subscriptions => value_is(decode::<Subscription>(keyspace, value).is_ok(), 2),
         Keyspace::Revoked => value_is(decode::<Revocation>(keyspace, value).is_ok(), 2),
         Keyspace::Hidden => value_is(value.is_empty(), 1),
+        Keyspace::Dead | Keyspace::DeadFloors | Keyspace::Failures => {
+            dead_letters::is_row(keyspace, row, value)
+        }
+        Keyspace::Times => retention::is_time_row(row, value),
     }
 }
 
-type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
+pub(super) type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
 fn note_batch(
     index: &impl Index,
@@ -522,6 +565,15 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
             let value = present.then(Vec::new);
             rows.insert((Keyspace::Edges, key(&[name])), value);
         }
+        Record::Dead { user, convo, last, at, letters } => {
+            dead_letters::note_dead((user, convo), *last, *at, letters, rows);
+        }
+        Record::Replayed { user, convo, first, at, seqs } => {
+            dead_letters::note_replayed((user, convo), *first, *at, seqs, rows);
+        }
+        Record::Told { user, failures } => dead_letters::note_told(user, failures, rows),
+        Record::Forgotten { user, failures } => dead_letters::note_forgotten(user, failures, rows),
+        Record::ServiceTime { ms } => retention::note_time(*ms, location, rows),
         Record::Epoch { epoch, .. } => state.epoch = state.epoch.max(*epoch),
         Record::Lost { message: Some(message) } => note_lost(message, state, rows),
         Record::Lost { message: None } => {}
@@ -608,7 +660,7 @@ fn note_message(message: &Message, location: Location, state: &mut State, rows: 
 }
 
 /// Each text with its size before it.
-fn key(texts: &[&str]) -> Vec<u8> {
+pub(super) fn key(texts: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 2).sum());
     for text in texts {
         let size = u16::try_from(text.len()).expect("names came over the wire with a u16 size");
@@ -625,7 +677,7 @@ fn message_key(convo: &str, seq: u64) -> Vec<u8> {
 }
 
 /// The texts that a key is made of.
-fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
+pub(super) fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
     let mut found = Vec::new();
     while let Some((size, rest)) = key.split_first_chunk::<2>() {
         let (text, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
@@ -633,6 +685,16 @@ fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
         key = rest;
     }
     key.is_empty().then_some(found)
+}
+
+/// A row of `Keyspace::Cursors`.
+pub(super) fn cursor_row(row: &[u8], value: &[u8]) -> Option<Cursor> {
+    let (size, _) = row.split_first_chunk::<2>()?;
+    let (user, rest) = row.split_at_checked(2 + usize::from(u16::from_be_bytes(*size)))?;
+    match texts(user)?.as_slice() {
+        [user] => cursor(user, rest, value),
+        _ => None,
+    }
 }
 
 fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
@@ -651,7 +713,7 @@ fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
     })
 }
 
-fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
+pub(super) fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
     T::from_bytes(Bytes::copy_from_slice(value)).map_err(|_| IndexFault::Row(keyspace))
 }
 

@@ -55,6 +55,9 @@ impl Router {
                 let event = Event::Receipt { convo: &convo, seq, watermark, by: &by, tally };
                 self.push(&target, &event, around);
             }
+            ToEdge::Failed { target, convo, seq, id } => {
+                self.push(&target, &Event::Failed { convo: &convo, seq, id: &id }, around);
+            }
             ToEdge::Replaced { target } => {
                 if let Some(id) = self.addressee(&target) {
                     self.cut(id, Goodbye::Replaced, None, around);

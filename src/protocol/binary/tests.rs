@@ -109,6 +109,7 @@ fn take_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
 fn as_json(message: &[u8]) -> Value {
     let name = match message[0] {
         0xbc => "channel",
+        0xc6 => "failed",
         kind => EVENTS[usize::from(kind - 0x81)],
     };
     let mut object = fields_as_json(&message[1..], name);
@@ -339,6 +340,7 @@ proptest! {
         says_the_same(Event::Privacy { reference, hidden: flag });
         says_the_same(Event::Presence { reference, user, online: flag, last_seen: limit });
         says_the_same(Event::Typing { convo, from: user });
+        says_the_same(Event::Failed { convo, seq, id });
         for goodbye in [Goodbye::Drain, Goodbye::Replaced, Goodbye::Overload, Goodbye::Slow] {
             says_the_same(Event::Goaway { goodbye, reconnect_ms: limit });
         }

@@ -395,6 +395,10 @@ fn pushes_have_the_fields_of_the_page() {
         json!({"t":"goaway","reason":"drain","reconnect_ms":7})
     );
     assert_eq!(encoded(Event::Behind), json!({"t":"behind"}));
+    assert_eq!(
+        encoded(Event::Failed { convo: "dm:a:b", seq: 7, id: "x" }),
+        json!({"t":"failed","convo":"dm:a:b","seq":7,"id":"x"})
+    );
 }
 
 #[test]

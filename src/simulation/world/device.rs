@@ -49,6 +49,8 @@ pub struct Device {
     /// version then.
     tallies: BTreeMap<(String, String, u64), (u64, u64, u64)>,
     replaced_count: u64,
+    /// Of whose death it was told.
+    failed: BTreeSet<(String, u64)>,
 }
 
 impl Device {
@@ -64,6 +66,7 @@ impl Device {
             receipts: BTreeMap::new(),
             tallies: BTreeMap::new(),
             replaced_count: 0,
+            failed: BTreeSet::new(),
         }
     }
 
@@ -250,6 +253,11 @@ impl Device {
         Ok(())
     }
 
+    /// A message of its user that failed, and it does not know.
+    pub fn untold(&self, ledger: &Ledger) -> Option<(String, u64)> {
+        ledger.failed_of(&self.user).difference(&self.failed).next().cloned()
+    }
+
     /// Everything it is to have of a conversation, up to the head of the log, it has seen.
     pub fn missing(&self, ledger: &Ledger) -> Option<(String, u64, u64)> {
         ledger.conversations_heard_by(&self.user).into_iter().find_map(|convo| {
@@ -263,6 +271,7 @@ impl Device {
     pub fn watermark(&self, convo: &str, ledger: &Ledger) -> u64 {
         let joined = ledger.range(&self.user, convo).0;
         let start = ledger.start(&self.user, &self.device, convo).max(joined - 1);
+        let start = start.max(ledger.floor(&self.user, convo));
         let Some(seen) = self.seen.get(convo) else { return start };
         let later = seen.range(start + 1..).zip(start + 1..);
         start + later.take_while(|(seq, expected)| *seq == expected).count() as u64
@@ -334,12 +343,20 @@ impl Device {
             "channel" => self.take_channel(frame, around),
             "devices" => self.take_devices(frame, around),
             "error" => self.take_error(frame, around),
+            "failed" => self.take_failed(frame, around),
             "goaway" => {
                 self.replaced_count += 1;
                 Ok(())
             }
             _ => Err(format!("{frame} is unknown")),
         }
+    }
+
+    fn take_failed(&mut self, frame: &Value, around: &mut Around) -> Verdict {
+        let (convo, seq, id) = (text(frame, "convo")?, number(frame, "seq")?, text(frame, "id")?);
+        around.ledger.check_failed(&self.user, &convo, seq, &id)?;
+        self.failed.insert((convo, seq));
+        Ok(())
     }
 
     fn take_sent(&mut self, frame: &Value, around: &mut Around) -> Verdict {
@@ -381,7 +398,8 @@ impl Device {
             let message = ledger.message(convo, seq);
             let own =
                 message.is_some_and(|it| *it.from == *self.user && *it.device == *self.device);
-            if !was_seen && !own {
+            let dead = seq <= ledger.floor(&self.user, convo);
+            if !was_seen && !own && !dead {
                 return Err(format!("{convo} {seq} was skipped: {upto} comes first"));
             }
         }

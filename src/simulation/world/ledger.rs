@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::channels::Channels;
+use super::deaths::Deaths;
 use crate::link::message::Watermark;
 use crate::link::record::{
     ConversationName, Cursor, GroupRole, Id, Member, Message, Record, Revocation,
@@ -41,6 +42,7 @@ pub struct Ledger {
     epoch: u64,
     last_mid: u64,
     last_ts: u64,
+    pub deaths: Deaths,
 }
 
 impl Ledger {
@@ -316,6 +318,13 @@ impl Ledger {
             }
             Record::Edge { .. } | Record::Seen { .. } | Record::Privacy { .. } => Ok(()),
             Record::Revoked { revocation } => self.take_revoked(lsn, &revocation),
+            Record::ServiceTime { ms } => self.take_service_time(lsn, ms),
+            Record::Dead { user, convo, last, at, letters } => {
+                self.take_dead((&user, &convo), last, at, &letters)
+            }
+            Record::Replayed { user, convo, first, .. } => self.take_replayed(&user, &convo, first),
+            Record::Told { user, failures } => self.check_told(&user, &failures),
+            Record::Forgotten { .. } => Ok(()),
             Record::Lost { .. } => Err(format!("position {lsn} is lost")),
         }
     }
@@ -399,6 +408,17 @@ impl Ledger {
         self.check_position(&convo)
     }
 
+    /// The time that passes: service time is never ahead of it.
+    pub fn pass(&mut self, monotonic_us: u64) {
+        self.deaths.monotonic_us = monotonic_us;
+    }
+
+    /// A message and its position.
+    pub(super) fn logged(&self, convo: &str, seq: u64) -> Option<(u64, &Message)> {
+        let index = usize::try_from(seq.checked_sub(1)?).ok()?;
+        self.messages.get(convo)?.get(index).map(|(lsn, message)| (*lsn, message))
+    }
+
     fn take_position(&mut self, lsn: u64, position: u64) -> Verdict {
         if position >= lsn || position <= self.fanned_out {
             return Err(format!("position {position} at {lsn} after {}", self.fanned_out));
@@ -409,7 +429,7 @@ impl Ledger {
     }
 
     /// Nothing at or below the position lacks an acknowledgement or a marker at any target device.
-    fn check_position(&self, convo: &ConversationName) -> Verdict {
+    pub(super) fn check_position(&self, convo: &ConversationName) -> Verdict {
         let messages = self.messages.get(convo).map_or(&[][..], Vec::as_slice);
         let passed = messages.partition_point(|(lsn, _)| *lsn <= self.fanned_out) as u64;
         if passed == 0 {
@@ -429,9 +449,11 @@ impl Ledger {
             let devices = self.devices.get(user).filter(|devices| !devices.is_empty());
             for device in devices.unwrap_or(&nobody) {
                 let cursor = self.cursors.get(&(user.into(), device.clone(), convo.clone()));
+                let dead = self.floor(user, convo);
                 let safe = cursor.is_some_and(|cursor| {
-                    let marked = cursor.marker != 0 && cursor.marker <= cursor.delivered + 1;
-                    cursor.delivered >= passed || marked
+                    let reached = cursor.delivered.max(dead);
+                    let marked = cursor.marker != 0 && cursor.marker <= reached + 1;
+                    reached >= passed || marked
                 });
                 if !safe {
                     let position = self.fanned_out;

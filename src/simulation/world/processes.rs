@@ -61,6 +61,7 @@ impl World {
         let opened = open_on(disk, index, options, || 0, worker);
         let logic = opened.map_err(|fault| format!("the store does not start: {fault}"))?;
         self.repair_disk();
+        self.ledger.pass(self.network.now_us());
         self.ledger.take_recovered(&self.disk)?;
         if logic.known_durable() != self.ledger.end() {
             let (store, end) = (logic.known_durable(), self.ledger.end());
@@ -84,8 +85,9 @@ impl World {
         let listener = ring.listen(address(SEQUENCER_PORT));
         let (secret, store) = (Secret::new(SECRET), address(STORE_PORT));
         let budget = self.options.budget;
-        let process =
+        let mut process =
             Sequencer::new(ring, "sequencer", incarnation, secret, listener, store, budget);
+        process.logic.set_dead_after(self.options.dead_after_ms);
         let mut life = Life::new(process, id);
         life.had_rival = !self.sequencers.is_empty();
         self.sequencers.iter_mut().for_each(|old| old.had_rival = true);

@@ -117,6 +117,7 @@ fn grant_precedes_reads() {
         Record::Edge { name: "edge-2".into(), present: true },
         Record::Edge { name: "edge-1".into(), present: false },
         Record::FannedOut { lsn: 2 },
+        Record::ServiceTime { ms: 61_000 },
     ];
     harness.ask(&append(epoch, first, &records));
     let grant = harness.ask(&ToStore::Acquire { incarnation: 2 });
@@ -125,11 +126,12 @@ fn grant_precedes_reads() {
     let expected = FromStore::Granted {
         to: grant,
         epoch: epoch + 1,
-        next_lsn: first + 6,
+        next_lsn: first + 7,
         fanned_out: 2,
         mid: 10,
         ts: 1_001,
         edges: vec!["edge-2".into()],
+        service_ms: 61_000,
     };
     assert_eq!(harness.answer(grant), Some(expected));
     let mut harness = harness.restart(0, 2).expect("it opens again");
@@ -163,7 +165,19 @@ fn reads_answer_what_was_written() {
     let (to, devices) = (harness.number, vec![("pad".into(), 5)]);
     let (cursors, groups, next) = (vec![cursor], Vec::new(), Bytes::new());
     let (channels, revoked, hidden) = (Vec::new(), Vec::new(), false);
-    let user = FromStore::User { to, devices, cursors, groups, channels, revoked, hidden, next };
+    let (dead, failures) = (Vec::new(), Vec::new());
+    let user = FromStore::User {
+        to,
+        devices,
+        cursors,
+        groups,
+        channels,
+        revoked,
+        hidden,
+        dead,
+        failures,
+        next,
+    };
     assert_eq!(found, user);
 
     let lookup =
