@@ -1,4 +1,4 @@
-//! Devices from outside: one `aldis up`, what the protocol page says of revoking one, and `kill -9`.
+//! Devices from outside: one `aldis up`, what the protocol page says of revoking one, `kill -9`.
 //!
 //! Each check uses users of its own.
 

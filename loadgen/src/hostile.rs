@@ -78,8 +78,8 @@ impl Script for Hostile {
     }
 }
 
-const OTHERS: &str = "from when a message was to be sent to when its receiver had it, between users \
-                      who do no harm; by whole seconds";
+const OTHERS: &str = "from when a message was to be sent to when its receiver had it, between \
+                      users who do no harm; by whole seconds";
 const MULTIPLES: &str = "others' p99 during the attack, divided by that of the calm before";
 
 impl Hostile {

@@ -2,8 +2,8 @@
 //!
 //! **Lazy re-arm.** An entry is never moved or removed when its owner sees activity. The owner
 //! stores the time of the last activity beside its own state and leaves the wheel alone. When the
-//! entry expires, the owner looks: the slot is vacant, or has a new tenant that is not due, then the
-//! entry is simply gone; the activity is more recent than the timeout, then it inserts the slot
+//! entry expires, the owner looks: the slot is vacant, or has a new tenant that is not due, then
+//! the entry is simply gone; the activity is more recent than the timeout, then it inserts the slot
 //! again with `last activity + timeout`; otherwise the timeout is real. So a message costs one
 //! store, and an entry about one re-insert per timeout.
 //!

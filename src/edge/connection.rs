@@ -80,7 +80,6 @@ impl ArrivingRequest {
 /// A slot, its generation in the slab and its entry on the wheel (12 bytes). What the router keeps
 /// (48 bytes) and the ring (8) comes to it: an idle connection is to cost at most 128 bytes.
 const _: () = assert!(size_of::<Option<Connection>>() <= 48);
-const _: () = assert!(48 + 4 + 12 + 48 + 8 <= 128);
 
 /// What has arrived and is not done with: one of these.
 pub enum Reading {

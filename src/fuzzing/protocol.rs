@@ -182,6 +182,18 @@ pub fn written(request: &Request) -> (Vec<u8>, Value) {
             (binary, json!({"t":name,"convo":&**convo}))
         }
         Operation::Group { convo, change } => written_group(convo, change),
+        other => written_of_users(other),
+    };
+    if let Some(reference) = request.reference {
+        binary.extend(integer(2, zigzag(reference)));
+        object["ref"] = json!(reference);
+    }
+    (binary, object)
+}
+
+/// Those about users and their devices.
+fn written_of_users(operation: &Operation) -> (Vec<u8>, Value) {
+    match operation {
         Operation::Devices => (vec![0x11], json!({"t":"devices"})),
         Operation::Revoke { device } => (
             [vec![0x12], bytes(0x15, device.as_bytes())].concat(),
@@ -199,12 +211,8 @@ pub fn written(request: &Request) -> (Vec<u8>, Value) {
             [vec![0x16], bytes(1, convo.as_bytes())].concat(),
             json!({"t":"typing","convo":&**convo}),
         ),
-    };
-    if let Some(reference) = request.reference {
-        binary.extend(integer(2, zigzag(reference)));
-        object["ref"] = json!(reference);
+        other => unreachable!("{other:?} is written elsewhere"),
     }
-    (binary, object)
 }
 
 fn written_users(kind: u8, name: &str, users: &[Id]) -> (Vec<u8>, Value) {

@@ -171,14 +171,6 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.optional(tag::COUNT, tally.map(|tally| tally.count));
             frame.optional(tag::OF, tally.map(|tally| tally.of));
         }
-        Event::Group { reference, group } => {
-            let mut frame = Frame::begin(out, event_type::GROUP);
-            frame.reference(reference).text(tag::CONVO, &group.convo);
-            group.owner.iter().for_each(|owner| frame.add_owner(owner));
-            frame.list(tag::ADMINS, &names(&group.admins));
-            let members = frame.list(tag::MEMBERS, &names(&group.members));
-            members.integer(tag::VERSION, group.version);
-        }
         Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let entries: Vec<Vec<u8>> = heads.iter().map(head_entry).collect();
@@ -219,9 +211,17 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
     }
 }
 
-/// What is told of users: their devices, and whether they are there.
+/// What is told of users: their groups, their devices, and whether they are there.
 fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
     match *event {
+        Event::Group { reference, group } => {
+            let mut frame = Frame::begin(out, event_type::GROUP);
+            frame.reference(reference).text(tag::CONVO, &group.convo);
+            group.owner.iter().for_each(|owner| frame.add_owner(owner));
+            frame.list(tag::ADMINS, &names(&group.admins));
+            let members = frame.list(tag::MEMBERS, &names(&group.members));
+            members.integer(tag::VERSION, group.version);
+        }
         Event::Devices { reference, devices } => {
             let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
             let mut frame = Frame::begin(out, event_type::DEVICES);

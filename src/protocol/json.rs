@@ -71,15 +71,6 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
             frame.optional("count", tally.map(|tally| tally.count));
             frame.optional("of", tally.map(|tally| tally.of)).end();
         }
-        Event::Group { reference, group } => {
-            let mut frame = Frame::begin(out, "group");
-            frame.reference(reference).text("convo", &group.convo);
-            if let Some(owner) = &group.owner {
-                frame.text("owner", owner);
-            }
-            frame.names("admins", &group.admins).names("members", &group.members);
-            frame.integer("version", group.version).end();
-        }
         Event::Channel { .. } => channel(event, out),
         Event::Synced { reference, heads } => {
             let mut frame = Frame::begin(out, "synced");
@@ -119,9 +110,18 @@ pub fn encode(event: &Event, out: &mut Vec<u8>) {
     }
 }
 
-/// What is told of users: their devices, and whether they are there.
+/// What is told of users: their groups, their devices, and whether they are there.
 fn encode_of_users(event: &Event, out: &mut Vec<u8>) {
     match *event {
+        Event::Group { reference, group } => {
+            let mut frame = Frame::begin(out, "group");
+            frame.reference(reference).text("convo", &group.convo);
+            if let Some(owner) = &group.owner {
+                frame.text("owner", owner);
+            }
+            frame.names("admins", &group.admins).names("members", &group.members);
+            frame.integer("version", group.version).end();
+        }
         Event::Devices { reference, devices } => {
             let entries: Vec<Vec<u8>> = devices.iter().map(device_entry).collect();
             let mut frame = Frame::begin(out, "devices");

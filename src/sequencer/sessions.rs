@@ -4,6 +4,8 @@
 //! edge confirmed that the connection still stood; an older one is told `replaced` then, not
 //! before.
 
+use std::collections::btree_map::Entry;
+
 use bytes::Bytes;
 
 use super::appender::Waiter;
@@ -217,9 +219,9 @@ impl Sequencer {
         let mut rows = Vec::new();
         for (convo, cursor) in starting {
             // A crash may have left a part of its rows: only the others are news.
-            if !owner.cursors.contains_key(&convo) {
-                rows.push(cursor.row(user, &device, &convo));
-                owner.cursors.insert(convo, cursor);
+            if let Entry::Vacant(place) = owner.cursors.entry(convo) {
+                rows.push(cursor.row(user, &device, place.key()));
+                place.insert(cursor);
             }
         }
         let lsn = self.log_device(user.clone(), device.clone(), rows, waiter);

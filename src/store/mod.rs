@@ -30,6 +30,7 @@ pub mod repair;
 pub mod retention;
 pub mod rows;
 pub mod uring_device;
+mod user_rows;
 
 #[cfg(test)]
 mod tests;

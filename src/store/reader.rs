@@ -14,7 +14,7 @@ use super::positions::{Extent, Place, PositionMap, ReadError};
 use super::queries::Page;
 use super::recovery::Known;
 use super::rows::{self, Location, State};
-use super::{Batch, StoreFault, retention};
+use super::{Batch, StoreFault, retention, user_rows};
 use crate::limits::LINK_ENTRY_SIZE_MAX;
 use crate::link::PeerId;
 use crate::link::message::{FromStore, ToStore};
@@ -205,7 +205,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
                 FromStore::Conversation { to, head, fingerprints, complete }
             }
             Ok(ToStore::LoadUser { user, after }) => {
-                let piece = rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
+                let piece = user_rows::user(&self.index, &user, &after, ANSWER_SIZE_MAX)?;
                 piece.into_answer(to)
             }
             Ok(ToStore::LoadRevoked { since_ms, after }) => {

@@ -12,10 +12,9 @@ use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
 use super::{Batch, StoreFault, dead_letters, retention};
 use crate::link::fingerprint;
-use crate::link::message::{Accepted, FromStore};
+use crate::link::message::Accepted;
 use crate::link::record::{
-    ChannelState, ConversationName, Cursor, Failure, Id, LostMessage, Member, Message, Record,
-    Revocation, Subscription,
+    ChannelState, Cursor, Id, LostMessage, Member, Message, Record, Revocation, Subscription,
 };
 use crate::link::wire::{Reader, Wire, wire_struct};
 
@@ -23,8 +22,6 @@ use crate::link::wire::{Reader, Wire, wire_struct};
 pub const FINGERPRINT_COUNT_MAX: usize = 65_536;
 
 const STATE_KEY: &[u8] = b"state";
-/// Bytes of a cursor in an answer beside its names, which its key holds.
-const CURSOR_SIZE: usize = 24;
 
 wire_struct! {
     /// What the index knows about the log as a whole; one row, changed with every batch.
@@ -126,142 +123,6 @@ pub fn accepted(
     match index.get(Keyspace::Dedup, &key(&[convo, user, id]))? {
         Some(value) => decode(Keyspace::Dedup, &value).map(Some),
         None => Ok(None),
-    }
-}
-
-/// A piece of what is kept of a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UserPiece {
-    /// Each with when it was last there.
-    pub devices: Vec<(Id, u64)>,
-    pub cursors: Vec<Cursor>,
-    pub groups: Vec<(ConversationName, Member)>,
-    pub channels: Vec<(ConversationName, Subscription)>,
-    pub revoked: Vec<Revocation>,
-    pub hidden: bool,
-    pub dead: Vec<(ConversationName, u64)>,
-    pub failures: Vec<Failure>,
-    /// Empty, or where the next piece begins: a keyspace's tag and the key of the first row.
-    pub next: Bytes,
-}
-
-/// The devices of a user, their cursors, his groups, and those revoked, from `after` on, as many as fit `size_max`
-/// bytes but at least one row. What was not made by [`UserPiece::next`] is taken for the start.
-pub fn user(
-    index: &impl Index,
-    user: &str,
-    after: &[u8],
-    size_max: usize,
-) -> Result<UserPiece, IndexFault> {
-    let prefix = key(&[user]);
-    let mut piece = UserPiece::default();
-    let mut size = 0;
-    let kinds = [
-        Keyspace::Devices,
-        Keyspace::Cursors,
-        Keyspace::Memberships,
-        Keyspace::Subscriptions,
-        Keyspace::Revoked,
-        Keyspace::DeadFloors,
-        Keyspace::Failures,
-    ];
-    piece.hidden = index.get(Keyspace::Hidden, &prefix)?.is_some();
-    let begun = kinds.iter().position(|kind| after.first() == Some(&(*kind as u8)));
-    for (place, keyspace) in kinds.into_iter().enumerate().skip(begun.unwrap_or(0)) {
-        let start = if begun == Some(place) { &after[1..] } else { prefix.as_slice() };
-        let mut broken = false;
-        index.scan(keyspace, &prefix, start, &mut |row, value| {
-            let row_size = row.len() + value.len() + CURSOR_SIZE;
-            size += row_size;
-            if size > size_max && size > row_size {
-                piece.next = [&[keyspace as u8], row].concat().into();
-                return false;
-            }
-            broken = !piece.take(keyspace, user, &row[prefix.len()..], value);
-            !broken
-        })?;
-        if broken {
-            return Err(IndexFault::Row(keyspace));
-        }
-        if !piece.next.is_empty() {
-            break;
-        }
-    }
-    Ok(piece)
-}
-
-impl UserPiece {
-    /// The answer to entry `to`.
-    pub fn into_answer(self, to: u64) -> FromStore {
-        let UserPiece { devices, cursors, groups, channels, revoked, hidden, .. } = self;
-        let UserPiece { dead, failures, next, .. } = self;
-        FromStore::User {
-            to,
-            devices,
-            cursors,
-            groups,
-            channels,
-            revoked,
-            hidden,
-            dead,
-            failures,
-            next,
-        }
-    }
-
-    /// Adds a row; false if it cannot be decoded.
-    fn take(&mut self, keyspace: Keyspace, user: &str, rest: &[u8], value: &[u8]) -> bool {
-        if keyspace == Keyspace::Cursors {
-            let cursor = cursor(user, rest, value);
-            let good = cursor.is_some();
-            self.cursors.extend(cursor);
-            return good;
-        }
-        if keyspace == Keyspace::Memberships {
-            let member = decode::<Member>(keyspace, value);
-            return match (texts(rest).as_deref(), member) {
-                (Some([convo]), Ok(member)) => {
-                    self.groups.push((Id::from(*convo), member));
-                    true
-                }
-                _ => false,
-            };
-        }
-        if keyspace == Keyspace::Subscriptions {
-            let subscription = decode::<Subscription>(keyspace, value);
-            return match (texts(rest).as_deref(), subscription) {
-                (Some([convo]), Ok(subscription)) => {
-                    self.channels.push((Id::from(*convo), subscription));
-                    true
-                }
-                _ => false,
-            };
-        }
-        if keyspace == Keyspace::Failures {
-            let failure = dead_letters::failure_of(rest, value);
-            let good = failure.is_some();
-            self.failures.extend(failure);
-            return good;
-        }
-        if keyspace == Keyspace::DeadFloors {
-            let floor = decode::<dead_letters::Floor>(keyspace, value);
-            return match (texts(rest).as_deref(), floor) {
-                (Some([convo]), Ok(floor)) => {
-                    self.dead.push((ConversationName::from(*convo), floor.upto));
-                    true
-                }
-                _ => false,
-            };
-        }
-        if keyspace == Keyspace::Revoked {
-            let revocation = decode::<Revocation>(keyspace, value);
-            return revocation.map(|revocation| self.revoked.push(revocation)).is_ok();
-        }
-        match (texts(rest).as_deref(), decode::<u64>(keyspace, value)) {
-            (Some([device]), Ok(seen)) => self.devices.push((Id::from(*device), seen)),
-            _ => return false,
-        }
-        true
     }
 }
 
@@ -591,15 +452,17 @@ fn note_record(record: &Record, location: Location, state: &mut State, rows: &mu
         }
         Record::Group { message, version, members } => {
             note_message(message, location, state, rows);
-            let convo = &message.convo;
-            rows.insert((Keyspace::Groups, key(&[convo])), Some(version.to_bytes()));
-            for member in members {
-                let (by_group, by_user) =
-                    (key(&[convo, &member.user]), key(&[&member.user, convo]));
-                rows.insert((Keyspace::Members, by_group), Some(member.to_bytes()));
-                rows.insert((Keyspace::Memberships, by_user), Some(member.to_bytes()));
-            }
+            note_group(&message.convo, *version, members, rows);
         }
+    }
+}
+
+fn note_group(convo: &str, version: u64, members: &[Member], rows: &mut NewRows) {
+    rows.insert((Keyspace::Groups, key(&[convo])), Some(version.to_bytes()));
+    for member in members {
+        let (by_group, by_user) = (key(&[convo, &member.user]), key(&[&member.user, convo]));
+        rows.insert((Keyspace::Members, by_group), Some(member.to_bytes()));
+        rows.insert((Keyspace::Memberships, by_user), Some(member.to_bytes()));
     }
 }
 
@@ -697,7 +560,7 @@ pub(super) fn cursor_row(row: &[u8], value: &[u8]) -> Option<Cursor> {
     }
 }
 
-fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
+pub(super) fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
     let row = decode::<CursorRow>(Keyspace::Cursors, value).ok()?;
     let texts = texts(rest)?;
     let [device, convo] = texts.as_slice() else {
@@ -719,6 +582,7 @@ pub(super) fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, Ind
 
 #[cfg(test)]
 mod tests {
+    use super::super::user_rows::{UserPiece, user};
     use super::*;
 
     #[test]

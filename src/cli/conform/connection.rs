@@ -14,7 +14,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// How the server took the upgrade.
 pub enum Opened {
-    Connection(Connection),
+    Connection(Box<Connection>),
     /// HTTP status and body.
     Refused(u16, Value),
 }
@@ -60,7 +60,8 @@ impl Connection {
             Ok((socket, _response)) => {
                 let timed = socket.get_ref().set_read_timeout(Some(LOOK));
                 timed.map_err(|error| error.to_string())?;
-                Ok(Opened::Connection(Connection { socket, heard: Vec::new(), closed: None }))
+                let connection = Connection { socket, heard: Vec::new(), closed: None };
+                Ok(Opened::Connection(Box::new(connection)))
             }
             Err(HandshakeError::Failure(Error::Http(response))) => {
                 let body = response.body().as_deref().unwrap_or_default();

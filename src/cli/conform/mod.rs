@@ -194,7 +194,7 @@ impl<'a> Stage<'a> {
             }
             (Opened::Connection(mut connection), None) => {
                 let welcome = connection.hear(&json!("welcome"), self.patience)?;
-                self.connections.insert(r#as.clone(), connection);
+                self.connections.insert(r#as.clone(), *connection);
                 (welcome, "welcome")
             }
         };
