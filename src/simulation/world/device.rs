@@ -308,6 +308,7 @@ impl Device {
                 match code {
                     Some(4001 | 4002 | 4003 | 1001 | 1013) => Ok(()),
                     Some(4004) if around.ledger.was_revoked(&self.user, &self.device) => Ok(()),
+                    Some(4004) => Err("closed with 4004, and its revocation is not durable".into()),
                     code => Err(format!("closed with {code:?}")),
                 }
             }
