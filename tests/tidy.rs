@@ -51,7 +51,7 @@ const SIMULATION_TOO: &[&str] =
     &["clock", "framer", "limits", "link", "protocol", "simulation", "store"];
 
 /// Code that owns no socket, clock, thread, file or randomness: path prefixes under `src`.
-const PURE: [&str; 20] = [
+const PURE: [&str; 21] = [
     "arena/",
     "edge/admission",
     "edge/connection",
@@ -68,6 +68,7 @@ const PURE: [&str; 20] = [
     "sequencer/",
     "simulation/",
     "store/core",
+    "store/ledger",
     "store/log_format",
     "store/positions",
     "store/recovery",

@@ -6,11 +6,11 @@ use std::thread;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{any, get};
 
-use super::{Health, Registry};
+use super::{Ask, Health, Registry};
 
 /// What Prometheus expects of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -48,7 +48,8 @@ async fn answer_all(listener: TcpListener, registry: Registry, health: Health) -
     let router = Router::new()
         .route("/healthz", get(healthz).with_state(health.clone()))
         .route("/readyz", get(readyz).with_state(health))
-        .route("/metrics", get(metrics).with_state(registry));
+        .route("/metrics", get(metrics).with_state(registry.clone()))
+        .fallback(any(page).with_state(registry));
     axum::serve(listener, router).await
 }
 
@@ -69,4 +70,17 @@ fn answer(reason: Option<String>) -> impl IntoResponse {
 
 async fn metrics(State(registry): State<Registry>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, METRICS_TYPE)], registry.render())
+}
+
+/// What the process itself offers, in JSON.
+async fn page(State(registry): State<Registry>, method: Method, uri: Uri) -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let is_post = method == Method::POST;
+    match registry.page_at(uri.path()).filter(|_| is_post || method == Method::GET) {
+        Some(page) => {
+            let query = uri.query().unwrap_or_default().to_owned();
+            (StatusCode::OK, json, page(&Ask { is_post, query }))
+        }
+        None => (StatusCode::NOT_FOUND, json, "{}\n".to_owned()),
+    }
 }

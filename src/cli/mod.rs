@@ -1,6 +1,7 @@
 //! The command line: reads flags, environment and file, starts logging, runs one process, and
 //! turns its end into an exit code. Knows every process; no process knows it.
 
+mod audit;
 mod check;
 mod client;
 mod effective;
@@ -34,6 +35,7 @@ use send::SendSettings;
 use settings::{
     EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings,
 };
+use audit::AuditSettings;
 use tail::TailSettings;
 use token::TokenSettings;
 use upgrade::UpgradeSettings;
@@ -75,6 +77,8 @@ enum Command {
     Tail(TailSettings),
     /// Make a store that refuses to start whole again. Only while it does not run.
     Repair(RepairSettings),
+    /// Prove that no message is lost, or name the first record that is wrong. Changes nothing.
+    Audit(AuditSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
     Echo(EchoSettings),
     /// Say what this machine can hold, and what to change.
@@ -97,7 +101,8 @@ enum Command {
 const AFTER_HELP: &str = "\
 Exit codes:
   0  ended as asked (SIGTERM, SIGINT)
-  1  a fault: what it was is the last line on stderr; send: not confirmed in time
+  1  a fault: what it was is the last line on stderr; send: not confirmed in time;
+     audit: something is wrong, or lost
   2  cannot start like this: wrong usage or configuration, an address in use,
      a directory in use, a directory that cannot be written
   3  repair: something would be lost; nothing was changed";
@@ -160,6 +165,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
             let options = flags.into_options(Now::read().unix_ms)?;
             store::repair::run(&options, &mut io::stdout().lock())
         }
+        Command::Audit(flags) => audit::run(&flags),
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
         Command::Check(flags) => check::run(&flags),
@@ -221,6 +227,7 @@ impl Command {
             Command::Sequencer(_) => "sequencer",
             Command::Store(_) => "store",
             Command::Repair(_) => "repair",
+            Command::Audit(_) => "audit",
             Command::Echo(_) => "echo",
             Command::Token(_) => "token",
             Command::Check(_) => "check",

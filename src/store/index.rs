@@ -24,11 +24,15 @@ pub enum Keyspace {
     Memberships = 8,
     /// (conversation): the version of a group.
     Groups = 9,
+    /// (conversation): its hash chain; under the empty key, how far the chains reach.
+    Chains = 50,
+    /// (conversation, seq): the chain's hash there, every so often.
+    Links = 51,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 10] = [
+    pub const ALL: [Keyspace; 12] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -39,6 +43,8 @@ impl Keyspace {
         Keyspace::Members,
         Keyspace::Memberships,
         Keyspace::Groups,
+        Keyspace::Chains,
+        Keyspace::Links,
     ];
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
-use super::{Batch, StoreFault};
+use super::{Batch, StoreFault, ledger};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
 use crate::link::record::{ConversationName, Cursor, Id, LostMessage, Member, Message, Record};
@@ -71,11 +71,15 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
 }
 
 /// The changes that durable batches make, its new state among them: all of them or none are
-/// applied.
-pub fn changes_of(batches: &[Batch], state: &mut State) -> Result<Vec<Change>, StoreFault> {
+/// applied. Every record is shown to `seen`.
+pub fn changes_of(
+    batches: &[Batch],
+    state: &mut State,
+    seen: &mut dyn FnMut(&Record),
+) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
     for batch in batches {
-        note_batch(batch, state, &mut rows)?;
+        note_batch(batch, state, &mut rows, seen)?;
     }
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
     let change = |((keyspace, key), value)| Change { keyspace, key, value };
@@ -356,12 +360,19 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
             value_is(decode::<Member>(keyspace, value).is_ok(), 2)
         }
         Keyspace::Groups => value_is(decode::<u64>(keyspace, value).is_ok(), 1),
+        Keyspace::Chains => ledger::is_chain_row(row, value),
+        Keyspace::Links => ledger::is_link_row(row, value),
     }
 }
 
 type NewRows = BTreeMap<(Keyspace, Vec<u8>), Option<Vec<u8>>>;
 
-fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<(), StoreFault> {
+fn note_batch(
+    batch: &Batch,
+    state: &mut State,
+    rows: &mut NewRows,
+    seen: &mut dyn FnMut(&Record),
+) -> Result<(), StoreFault> {
     let mut reader = Reader::new(batch.records.clone());
     for index in 0..u64::from(batch.count) {
         let start = batch.records.len() - reader.remaining();
@@ -375,6 +386,7 @@ fn note_batch(batch: &Batch, state: &mut State, rows: &mut NewRows) -> Result<()
             checksum: checksum_of(&bytes),
             sender: sender_of(&record),
         };
+        seen(&record);
         note_record(&record, location, state, rows);
     }
     state.applied_lsn = batch.last_lsn();
@@ -452,8 +464,18 @@ fn note_message(message: &Message, location: Location, state: &mut State, rows: 
     state.ts = state.ts.max(ts);
 }
 
+/// The key of a row that there is one of per conversation.
+pub fn conversation_key(convo: &str) -> Vec<u8> {
+    key(&[convo])
+}
+
+/// Whether a key is made of one text.
+pub fn is_name(key: &[u8]) -> bool {
+    texts(key).is_some_and(|texts| texts.len() == 1)
+}
+
 /// Each text with its size before it.
-fn key(texts: &[&str]) -> Vec<u8> {
+pub fn key(texts: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 2).sum());
     for text in texts {
         let size = u16::try_from(text.len()).expect("names came over the wire with a u16 size");
@@ -463,14 +485,15 @@ fn key(texts: &[&str]) -> Vec<u8> {
     out
 }
 
-fn message_key(convo: &str, seq: u64) -> Vec<u8> {
+/// The key of a message's row.
+pub fn message_key(convo: &str, seq: u64) -> Vec<u8> {
     let mut out = key(&[convo]);
     out.extend_from_slice(&seq.to_be_bytes());
     out
 }
 
 /// The texts that a key is made of.
-fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
+pub fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
     let mut found = Vec::new();
     while let Some((size, rest)) = key.split_first_chunk::<2>() {
         let (text, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
@@ -496,7 +519,8 @@ fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
     })
 }
 
-fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
+/// A row's value.
+pub fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
     T::from_bytes(Bytes::copy_from_slice(value)).map_err(|_| IndexFault::Row(keyspace))
 }
 

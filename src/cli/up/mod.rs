@@ -23,7 +23,7 @@ use super::identity::IdentitySettings;
 use crate::admin::{AdminOptions, Health, Registry};
 use child::Plan;
 use directory::DataDirectory;
-pub use directory::upgrade_path;
+pub use directory::{admin_path, upgrade_path};
 use supervisor::Supervisor;
 
 /// What `up` was told.
