@@ -25,10 +25,10 @@ use self::walk::{Walk, Witness, Wrong};
 use super::Batch;
 use super::device::{LogReader, SegmentInfo};
 use super::index::{Change, Index, IndexFault, Keyspace};
+use super::ledger::{self, Reach};
 use super::log_format::{COMMIT_HEADER_SIZE, Commit, checksum_of};
 use super::positions::{Place, records_offset};
 use super::rows::{self, Location, State};
-use super::ledger;
 use crate::link::record::Record;
 use crate::link::wire::{Reader, Wire};
 
@@ -187,7 +187,8 @@ fn audit_with<R: LogReader, I: Index>(
     let log_id = (state.applied_lsn > 0).then_some(state.log_id);
     let upto = is_live.then_some(state.applied_lsn);
     let witness = Witness { log_id, applied_lsn: state.applied_lsn, upto };
-    let mut books = Books::new(state, ledger::position(index)? == state.applied_lsn, report);
+    let has_chains = has_chains(index, state.applied_lsn, report)?;
+    let mut books = Books::new(state, has_chains, report);
     let mut commits = 0;
     let walk = walk::walk(reader, segments, witness, &mut |place, commit| {
         commits += 1;
@@ -198,6 +199,36 @@ fn audit_with<R: LogReader, I: Index>(
         books.commit(place, commit, index)
     })?;
     books.close(&walk, reader, segments, index)
+}
+
+/// Whether the index has hash chains to be compared. They may be missing, or be under way; but what
+/// says so must make sense.
+fn has_chains(
+    index: &impl Index,
+    applied_lsn: u64,
+    report: &mut Report,
+) -> Result<bool, IndexFault> {
+    let mut is_empty = true;
+    index.scan(Keyspace::Chains, &[], &[], &mut |_, _| {
+        is_empty = false;
+        false
+    })?;
+    let why = "the index has no whole hash chains yet: they are made when the store starts";
+    match ledger::reach(index)? {
+        None if is_empty && applied_lsn == 0 => return Ok(true),
+        None if is_empty => report.notes.push(why.to_owned()),
+        Some(Reach { lsn, is_whole: false }) if lsn < applied_lsn => {
+            report.notes.push(why.to_owned());
+        }
+        Some(Reach { lsn, is_whole: true }) if lsn == applied_lsn => return Ok(true),
+        reach => {
+            let what = format!(
+                "index: the hash chains cannot reach {reach:?}, and the rows to {applied_lsn}"
+            );
+            report.findings.push(Finding { what, ..Finding::default() });
+        }
+    }
+    Ok(false)
 }
 
 /// What is drawn up while the log is read.
@@ -236,7 +267,8 @@ impl<'a> Books<'a> {
             }
             self.report.records += 1;
             if lsn <= self.stored.applied_lsn {
-                let records = commit.records.slice(start..commit.records.len() - reader.remaining());
+                let records =
+                    commit.records.slice(start..commit.records.len() - reader.remaining());
                 let (first_lsn, segment) = (lsn, place.segment);
                 let batch = Batch { first_lsn, count: 1, segment, offset, records };
                 self.replayed.log_id = commit.header.log_id;
@@ -262,8 +294,10 @@ impl<'a> Books<'a> {
         if let Some((convo, chain)) = chain.filter(|_| self.has_chains) {
             let mut rows = BTreeMap::new();
             ledger::note_rows(&convo, &chain, &mut rows);
-            changes.extend(rows.into_iter().map(|((keyspace, key), value)| {
-                Change { keyspace, key, value: Some(value) }
+            changes.extend(rows.into_iter().map(|((keyspace, key), value)| Change {
+                keyspace,
+                key,
+                value: Some(value),
             }));
         }
         for change in changes {
@@ -318,16 +352,13 @@ impl<'a> Books<'a> {
         }
         let mut skip = Vec::new();
         if self.has_chains {
-            let (keyspace, key) = (Keyspace::Chains, ledger::forget().key);
-            let value = Some(self.stored.applied_lsn.to_bytes());
             if self.stored.applied_lsn > 0 {
-                let change = Change { keyspace, key, value };
+                let reach = Reach { lsn: self.stored.applied_lsn, is_whole: true };
+                let change = ledger::reach_change(reach);
                 self.expected.note(change, Origin::default(), index)?;
             }
         } else {
             skip.extend([Keyspace::Chains, Keyspace::Links]);
-            let why = "the index has no whole hash chains yet: they are made when the store starts";
-            report.notes.push(why.to_owned());
         }
         report.index_rows = self.expected.finish(index, &skip, &mut report.findings)?;
         let (deliveries, accepted) = self.obligations.settle(index, &mut report.findings)?;

@@ -64,6 +64,17 @@ impl From<StoredHash> for Hash {
 }
 
 wire_struct! {
+    /// How far the chains of an index reach.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Reach {
+        /// Everything up to here is in them.
+        pub lsn: u64,
+        /// As far as the rows. Not so while they are made for a log that was there before.
+        pub is_whole: bool,
+    }
+}
+
+wire_struct! {
     /// The chain of a conversation up to its head.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Chain {
@@ -144,7 +155,8 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn open(index: &impl Index) -> Result<Ledger, IndexFault> {
-        Ok(Ledger { chained_lsn: position(index)?, heads: HashMap::new() })
+        let chained_lsn = reach(index)?.map_or(0, |reach| reach.lsn);
+        Ok(Ledger { chained_lsn, heads: HashMap::new() })
     }
 
     /// Everything up to here is in the chains.
@@ -153,11 +165,12 @@ impl Ledger {
     }
 
     /// The rows that the records from `first_lsn` to `last_lsn` make; none while something before
-    /// them is not in the chains.
+    /// them is not in the chains. `applied_lsn`: how far the other rows reach.
     pub fn changes(
         &mut self,
         index: &impl Index,
         (first_lsn, last_lsn): (u64, u64),
+        applied_lsn: u64,
         stretch: Stretch,
     ) -> Result<Vec<Change>, IndexFault> {
         if first_lsn > self.chained_lsn + 1 {
@@ -182,30 +195,34 @@ impl Ledger {
             note_rows(&convo, head, &mut rows);
         }
         self.chained_lsn = self.chained_lsn.max(last_lsn);
-        rows.insert((Keyspace::Chains, POSITION_KEY.to_vec()), self.chained_lsn.to_bytes());
+        let (lsn, is_whole) = (self.chained_lsn, self.chained_lsn == applied_lsn);
+        let reach = Reach { lsn, is_whole };
+        rows.insert((Keyspace::Chains, POSITION_KEY.to_vec()), reach.to_bytes());
         let change = |((keyspace, key), value)| Change { keyspace, key, value: Some(value) };
         Ok(rows.into_iter().map(change).collect())
     }
 }
 
 /// The rows that say of a chain where it stands.
-pub fn note_rows(
-    convo: &str,
-    chain: &Chain,
-    rows: &mut BTreeMap<(Keyspace, Vec<u8>), Vec<u8>>,
-) {
+pub fn note_rows(convo: &str, chain: &Chain, rows: &mut BTreeMap<(Keyspace, Vec<u8>), Vec<u8>>) {
     rows.insert((Keyspace::Chains, rows::conversation_key(convo)), chain.to_bytes());
     if chain.seq.is_multiple_of(LINK_DISTANCE) {
         rows.insert((Keyspace::Links, rows::message_key(convo, chain.seq)), chain.hash.to_bytes());
     }
 }
 
-/// The position up to which the index has chains; 0: it has none.
-pub fn position(index: &impl Index) -> Result<u64, IndexFault> {
+/// How far the chains reach; `None`: the index is from before there were chains, or new.
+pub fn reach(index: &impl Index) -> Result<Option<Reach>, IndexFault> {
     match index.get(Keyspace::Chains, POSITION_KEY)? {
-        Some(value) => rows::decode(Keyspace::Chains, &value),
-        None => Ok(0),
+        Some(value) => rows::decode(Keyspace::Chains, &value).map(Some),
+        None => Ok(None),
     }
+}
+
+/// The row that says how far the chains reach.
+pub fn reach_change(reach: Reach) -> Change {
+    let (keyspace, key) = (Keyspace::Chains, POSITION_KEY.to_vec());
+    Change { keyspace, key, value: Some(reach.to_bytes()) }
 }
 
 /// The chain of a conversation up to its head.
@@ -218,13 +235,13 @@ pub fn chain(index: &impl Index, convo: &str) -> Result<Option<Chain>, IndexFaul
 
 /// The change after which the chains are made anew from the log, from its beginning.
 pub fn forget() -> Change {
-    Change { keyspace: Keyspace::Chains, key: POSITION_KEY.to_vec(), value: None }
+    reach_change(Reach::default())
 }
 
 /// Whether a row of `Keyspace::Chains` can be read.
 pub fn is_chain_row(row: &[u8], value: &[u8]) -> bool {
     match row {
-        POSITION_KEY => rows::decode::<u64>(Keyspace::Chains, value).is_ok(),
+        POSITION_KEY => rows::decode::<Reach>(Keyspace::Chains, value).is_ok(),
         _ => rows::decode::<Chain>(Keyspace::Chains, value).is_ok() && rows::is_name(row),
     }
 }
@@ -246,7 +263,7 @@ mod tests {
         let mut stretch = Stretch::default();
         seqs.clone().for_each(|seq| stretch.note(&message_record("g", seq, 10)));
         let extent = (seqs.start, seqs.end - 1);
-        let changes = ledger.changes(index, extent, stretch).expect("in memory");
+        let changes = ledger.changes(index, extent, extent.1, stretch).expect("in memory");
         index.apply(changes).expect("in memory");
     }
 

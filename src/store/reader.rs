@@ -143,7 +143,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
         let mut seen = |record: &Record| stretch.note(record);
         let mut changes = rows::changes_of(batches, &mut self.state, &mut seen)?;
         let extent = (before_lsn + 1, self.state.applied_lsn);
-        changes.extend(self.ledger.changes(&self.index, extent, stretch)?);
+        changes.extend(self.ledger.changes(&self.index, extent, extent.1, stretch)?);
         self.index.apply(changes)?;
         let size: u64 = batches.iter().map(|batch| batch.records.len() as u64).sum();
         self.unpersisted_size += size;
@@ -189,7 +189,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             next_lsn += u64::from(run.count);
             let extent = (self.ledger.chained_lsn() + 1, next_lsn - 1);
-            let changes = self.ledger.changes(&self.index, extent, stretch)?;
+            let changes = self.ledger.changes(&self.index, extent, applied_lsn, stretch)?;
             self.index.apply(changes)?;
         }
         tracing::info!(upto = self.ledger.chained_lsn(), "the ledger is made");

@@ -151,13 +151,7 @@ impl Expected {
     }
 }
 
-fn finding(
-    keyspace: Keyspace,
-    key: &[u8],
-    wanted: bool,
-    there: bool,
-    origin: Origin,
-) -> Finding {
+fn finding(keyspace: Keyspace, key: &[u8], wanted: bool, there: bool, origin: Origin) -> Finding {
     let how = match (wanted, there) {
         (true, true) => "is not what the log says",
         (true, false) => "is missing",

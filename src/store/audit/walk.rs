@@ -101,8 +101,8 @@ impl<R: LogReader> Walker<'_, R> {
                 return Ok(());
             }
             let (info, beginning) = &beginnings[index];
-            let later = beginnings[index + 1..].iter();
-            let successor = later.filter_map(|(_, later)| later.header()).next();
+            let mut later = beginnings[index + 1..].iter().map(|(_, later)| later);
+            let next = later.find(|later| !matches!(later, Beginning::Blank));
             let place = Place { segment: info.number, offset: 0 };
             let header = match beginning {
                 Beginning::Header(header) => header,
@@ -117,8 +117,7 @@ impl<R: LogReader> Walker<'_, R> {
                 return Ok(());
             }
             self.walk.segments += 1;
-            let successor = successor.map(|header| header.first_lsn);
-            end = self.segment(*info, successor, visit)?;
+            end = self.segment(*info, next, visit)?;
             if self.walk.broken.is_some() {
                 return Ok(());
             }
@@ -175,17 +174,21 @@ impl<R: LogReader> Walker<'_, R> {
     fn segment<E: From<std::io::Error>>(
         &mut self,
         info: SegmentInfo,
-        successor: Option<u64>,
+        next: Option<&Beginning>,
         visit: &mut dyn FnMut(Place, &Commit) -> Result<(), E>,
     ) -> Result<Place, E> {
+        let successor = next.and_then(Beginning::header).map(|header| header.first_lsn);
         let mut place = Place { segment: info.number, offset: BLOCK };
         while successor != Some(self.walk.next_lsn) && !self.is_over() {
             let Some((commit, bytes)) = self.commit_at(info, place)? else {
-                let what = "no intact commit is here".to_owned();
-                match successor {
-                    Some(_) => self.fail(what, place, self.size_at(&info, place)),
-                    None => self.judge_end(info, place)?,
+                if next.is_none() {
+                    self.judge_end(info, place)?;
+                } else if !self.is_blank(info, place)? {
+                    let what = "no intact commit is here".to_owned();
+                    let size = self.size_at(&info, place);
+                    self.fail(what, place, size);
                 }
+                // Where nothing is, the next segment's header says what is missing.
                 break;
             };
             let end = COMMIT_HEADER_SIZE + commit.header.payload_size as usize;
@@ -278,6 +281,16 @@ impl<R: LogReader> Walker<'_, R> {
             self.fail(what, place, size);
         }
         Ok(())
+    }
+
+    /// Whether nothing was written here.
+    fn is_blank(&mut self, info: SegmentInfo, place: Place) -> std::io::Result<bool> {
+        if place.offset + BLOCK > info.size {
+            return Ok(true);
+        }
+        let mut block = vec![0; BLOCK_SIZE];
+        self.reader.read(info.number, place.offset, &mut block)?;
+        Ok(is_zero(&block))
     }
 
     /// Whether a sector of the commit that begins here was never written.

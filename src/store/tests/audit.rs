@@ -47,8 +47,10 @@ fn filled() -> (SimDisk, MemoryIndex) {
         let mut commits = Vec::new();
         if life == 0 {
             let devices = [("alice", "phone"), ("bob", "pad")];
-            let device = |(user, device): (&str, &str)| {
-                Record::Device { user: user.into(), device: device.into(), ts: 5 }
+            let device = |(user, device): (&str, &str)| Record::Device {
+                user: user.into(),
+                device: device.into(),
+                ts: 5,
             };
             commits.push(devices.map(device).to_vec());
             commits.push(vec![group(1), Record::Edge { name: "edge-0".into(), present: true }]);
@@ -123,15 +125,17 @@ fn every_flipped_byte_of_a_record_is_named_and_no_other_does_harm() {
     let (mut named, mut harmless, mut exact) = (0, 0, 0);
     for number in disk.numbers() {
         let content = disk.content(number).expect("listed");
-        let mut commit_end = 0;
+        let (mut commit_end, mut said_end) = (0, 0);
         for offset in 0..content.len() {
             if offset % 4096 == 0 && offset >= commit_end {
-                let size = peek_commit(&content[offset..]).map_or(4096, |h| h.size_on_disk());
-                commit_end = offset + size as usize;
+                let header = peek_commit(&content[offset..]).ok();
+                commit_end = offset + header.map_or(4096, |header| header.size_on_disk() as usize);
+                let size = header.map_or(56, |header| 72 + header.payload_size as usize);
+                said_end = offset + size;
             }
             let is_used = content[offset - offset % 4096..][..4096].iter().any(|&byte| byte != 0);
-            // Each byte that says something; of zeros that nobody wrote, a few.
-            if !is_used && offset % 509 != 0 {
+            // Each byte that says something; of padding and of what nobody wrote, a few.
+            if (!is_used || offset >= said_end) && offset % 251 != 0 {
                 continue;
             }
             disk.corrupt(number, offset as u64);
@@ -152,7 +156,7 @@ fn every_flipped_byte_of_a_record_is_named_and_no_other_does_harm() {
         }
     }
     println!("{named} flipped bytes were named, {exact} with their message; {harmless} harmless");
-    assert!(named > 50_000 && exact > 10_000 && harmless > 10);
+    assert!(named > 20_000 && exact > 10_000 && harmless > 10);
     assert!(audited(&disk, &index).is_balanced());
 }
 
@@ -253,4 +257,3 @@ fn an_index_from_before_the_ledger_gets_its_chains_when_it_is_opened() {
     assert_eq!(rows_of(&index, Keyspace::Chains), chains);
     assert_eq!(rows_of(&index, Keyspace::Links), links);
 }
-
