@@ -27,6 +27,7 @@ use serde::Serialize;
 
 use crate::clock::Now;
 use crate::{edge, sequencer, store};
+use audit::AuditSettings;
 use check::CheckSettings;
 use effective::Effective;
 use failure::{Failure, Usage};
@@ -35,7 +36,6 @@ use send::SendSettings;
 use settings::{
     EchoSettings, EdgeSettings, RepairSettings, SequencerSettings, StoreSettings, UpSettings,
 };
-use audit::AuditSettings;
 use tail::TailSettings;
 use token::TokenSettings;
 use upgrade::UpgradeSettings;

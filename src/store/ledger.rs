@@ -2,8 +2,8 @@
 //!
 //! h(n) = SHA-256(h(n-1) || seq || mid || length || SHA-256(body)), integers little endian, h(0)
 //! zeros. A checksum finds what happened to bytes; the chain says that the messages of a
-//! conversation are those that were accepted, all of them, in their order: one hash that can be
-//! noted elsewhere stands for everything before it.
+//! conversation are those that were accepted, all of them, in their order. Nothing shows its hashes
+//! outside yet: whoever rewrites log and index together is not found out by it.
 //!
 //! Kept are the hash of each conversation's head, and every [`LINK_DISTANCE`] messages a link.
 //! The chain has a position of its own: an index that was written before there was a ledger gets
@@ -18,8 +18,8 @@ use super::rows;
 use crate::link::record::Record;
 use crate::link::wire::{Wire, wire_struct};
 
-/// Messages between two links of one conversation. A link for each would make an index half as
-/// large again (63 bytes beside 130), and which record is wrong its checksum in the row says.
+/// Messages between two links of one conversation. A link for each would cost a row for each, and
+/// which record is wrong its checksum in the row says.
 pub const LINK_DISTANCE: u64 = 64;
 /// Conversations whose chain heads are kept in memory; more cost a read of the index each.
 const CACHE_COUNT_MAX: usize = 65_536;
@@ -233,9 +233,17 @@ pub fn chain(index: &impl Index, convo: &str) -> Result<Option<Chain>, IndexFaul
     }
 }
 
-/// The change after which the chains are made anew from the log, from its beginning.
-pub fn forget() -> Change {
-    reach_change(Reach::default())
+/// The changes after which the chains are made anew from the log, from its beginning.
+pub fn forget(index: &impl Index) -> Result<Vec<Change>, IndexFault> {
+    let mut changes = Vec::new();
+    for keyspace in [Keyspace::Chains, Keyspace::Links] {
+        index.scan(keyspace, &[], &[], &mut |row, _| {
+            changes.push(Change { keyspace, key: row.to_vec(), value: None });
+            true
+        })?;
+    }
+    changes.push(reach_change(Reach::default()));
+    Ok(changes)
 }
 
 /// Whether a row of `Keyspace::Chains` can be read.

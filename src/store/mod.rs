@@ -129,10 +129,7 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
 }
 
 /// As [`open`], with what makes views of its index.
-pub fn open_with_views(
-    options: &Options,
-    waker: &Waker,
-) -> Result<(DiskStore, Views), StoreFault> {
+pub fn open_with_views(options: &Options, waker: &Waker) -> Result<(DiskStore, Views), StoreFault> {
     let directory = Directory::open(&options.directory)?;
     let log_path = directory.log_path();
     let index = FjallIndex::open(&directory.index_path())?;

@@ -176,7 +176,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             let extent = Extent { first_lsn: next_lsn, end_lsn, count_max: u32::MAX, size_max };
             let run = match self.positions.read(&mut self.log, extent) {
                 Ok(run) if run.count > 0 => run,
-                Ok(_) => break,
+                Ok(_) => {
+                    tracing::warn!(next_lsn, "the ledger is not made: the log cannot be read");
+                    return Ok(());
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the ledger is not made: the log cannot be read");
                     return Ok(());

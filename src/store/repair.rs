@@ -103,7 +103,7 @@ pub fn mend<R: LogReader>(
     match index {
         Some(index) if !findings.plan.losses.is_empty() => {
             let mut stale = indexed::stale_rows(index, &findings.plan.losses, reader)?;
-            stale.push(ledger::forget());
+            stale.extend(ledger::forget(index)?);
             Ok(stale)
         }
         _ => Ok(Vec::new()),

@@ -77,7 +77,8 @@ impl Obligations {
             Record::Cursors { cursors } => {
                 for cursor in cursors {
                     let head = self.conversations.get(&*cursor.convo).map_or(0, |it| it.head);
-                    if cursor.delivered.max(cursor.read) > head {
+                    // What a repair gave up and could not name may have been its last messages.
+                    if cursor.delivered.max(cursor.read) > head && self.unknown_lost == 0 {
                         let seq = Some(cursor.delivered.max(cursor.read));
                         let what = format!("a cursor of {} is beyond the head", cursor.user);
                         findings.push(Finding::at(what, origin, &cursor.convo, seq));
@@ -119,16 +120,27 @@ impl Obligations {
         self.conversations.len() as u64
     }
 
-    /// Compares the sets; the second is what was accepted, by the heads as stored.
+    /// Whether a repair gave up anything.
+    pub fn is_anything_given_up(&self) -> bool {
+        self.given_up > 0 || self.unknown_lost > 0
+    }
+
+    /// Compares the sets; with what was accepted, by the heads as stored, and what was given up.
     pub fn settle(
         &self,
         index: &impl Index,
         findings: &mut Findings,
-    ) -> Result<(Deliveries, u64), IndexFault> {
+    ) -> Result<(Deliveries, u64, u64), IndexFault> {
         let mut deliveries = Deliveries::default();
-        let mut accepted = 0;
+        let (mut accepted, mut given_up, mut unknown) = (0, self.given_up, self.unknown_lost);
         for (name, convo) in &self.conversations {
-            accepted += rows::head(index, name)?;
+            let head = rows::head(index, name)?;
+            accepted += head;
+            let gap = head.saturating_sub(convo.head);
+            if gap <= unknown {
+                unknown -= gap;
+                given_up += gap;
+            }
             if let Some((first, second)) = direct_members(name) {
                 let whole = Stays::from([(1, 0)]);
                 for user in BTreeSet::from([first, second]) {
@@ -141,7 +153,7 @@ impl Obligations {
                 self.settle_user(&owed, index, &mut deliveries, findings)?;
             }
         }
-        Ok((deliveries, accepted))
+        Ok((deliveries, accepted, given_up))
     }
 
     fn settle_user(
