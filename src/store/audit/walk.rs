@@ -135,13 +135,14 @@ impl<R: LogReader> Walker<'_, R> {
     }
 
     fn beginning(&mut self, info: SegmentInfo) -> std::io::Result<Beginning> {
-        if info.size < 2 * BLOCK {
-            return Ok(Beginning::Broken(format!("the file has {} bytes", info.size)));
-        }
-        let mut blocks = vec![0; 2 * BLOCK_SIZE];
+        // A crash may leave a file that was made and not yet given its size.
+        let mut blocks = vec![0; info.size.min(2 * BLOCK) as usize];
         self.reader.read(info.number, 0, &mut blocks)?;
         if is_zero(&blocks) {
             return Ok(Beginning::Blank);
+        }
+        if info.size < BLOCK {
+            return Ok(Beginning::Broken(format!("the file has {} bytes", info.size)));
         }
         let header = match decode_segment_header(&blocks[..BLOCK_SIZE]) {
             Ok(header) => header,
