@@ -163,6 +163,8 @@ impl Chaos {
             self.world.trace.step();
             self.step()?;
         }
+        // In the middle of everything; once more when all is quiet.
+        self.audit_store()?;
         self.heal()?;
         self.come_to_rest()?;
         self.last_words()?;
