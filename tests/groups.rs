@@ -289,6 +289,9 @@ fn a_group_survives_kill_nine() {
         wait_until("a metrics page", Duration::from_secs(5), || unaccounted().is_some());
         assert_eq!(unaccounted(), Some(0.0), "{process}");
     }
+    cluster.audit();
+    cluster.kill_all();
+    cluster.audit();
 }
 
 /// Sends until it is answered; the seq.

@@ -242,6 +242,9 @@ fn nothing_is_lost_repeated_or_reordered_by_kill_nine() {
     run.winding_down.store(true, Ordering::Relaxed);
     let devices = settle(&run, devices);
     audit(&run, &cluster, &devices);
+    println!("{}", cluster.audit());
+    cluster.kill_all();
+    cluster.audit();
 }
 
 /// One kill: which one goes by its number, so that every kind has its turn.

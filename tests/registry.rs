@@ -119,6 +119,9 @@ impl World {
                 failures: Vec::new(),
                 next: Bytes::new(),
             },
+            ToStore::FindOverdue { .. } => {
+                FromStore::Overdue { to, rows: Vec::new(), next: Bytes::new() }
+            }
             ToStore::LoadConversation { .. } => {
                 FromStore::Conversation { to, head: 0, fingerprints: vec![], complete: true }
             }

@@ -51,7 +51,7 @@ const SIMULATION_TOO: &[&str] =
     &["clock", "framer", "limits", "link", "protocol", "simulation", "store"];
 
 /// Code that owns no socket, clock, thread, file or randomness: path prefixes under `src`.
-const PURE: [&str; 21] = [
+const PURE: [&str; 22] = [
     "arena/",
     "edge/admission",
     "edge/connection",
@@ -69,6 +69,7 @@ const PURE: [&str; 21] = [
     "sequencer/",
     "simulation/",
     "store/core",
+    "store/ledger",
     "store/log_format",
     "store/positions",
     "store/recovery",

@@ -12,7 +12,7 @@ mod server;
 pub use desk::{Answer, Desk, Question};
 pub use health::{Health, Part};
 pub use latency::{Latency, PublishedLatency};
-pub use registry::{Counter, Gauge, Registry, Summary};
+pub use registry::{Ask, Counter, Gauge, Page, Registry, Summary};
 pub use server::{serve, start};
 
 use std::fs;

@@ -22,7 +22,20 @@ const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 pub struct Registry {
     process: &'static str,
     families: Arc<Mutex<BTreeMap<String, Family>>>,
+    pages: Arc<Mutex<BTreeMap<&'static str, Page>>>,
 }
+
+/// What a page of a process is asked.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Something is to be done, not only told.
+    pub is_post: bool,
+    /// What stands behind the question mark.
+    pub query: String,
+}
+
+/// Answers in JSON.
+pub type Page = Arc<dyn Fn(&Ask) -> String + Send + Sync>;
 
 /// Only rises while the process lives.
 #[derive(Clone)]
@@ -68,7 +81,19 @@ struct Series {
 impl Registry {
     /// `process` is shown by the metric `aldis_process_info`.
     pub fn new(process: &'static str) -> Registry {
-        Registry { process, families: Arc::default() }
+        Registry { process, families: Arc::default(), pages: Arc::default() }
+    }
+
+    /// A page beside the metrics, which may be offered at any time. It is answered on the admin
+    /// thread, so it is quick.
+    pub fn page(&self, path: &'static str, page: impl Fn(&Ask) -> String + Send + Sync + 'static) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.insert(path, Arc::new(page));
+    }
+
+    /// The page at a path, if there is one.
+    pub fn page_at(&self, path: &str) -> Option<Page> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
 
     /// A new cell of the counter `name`, which ends in `_total` unless it must read zero.

@@ -6,12 +6,12 @@ use std::thread;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use super::desk::{self, Desk};
-use super::{Health, Registry};
+use super::{Ask, Health, Registry};
 
 /// What Prometheus expects of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -64,7 +64,8 @@ async fn answer_all(
     let mut router = Router::new()
         .route("/healthz", get(healthz).with_state(health.clone()))
         .route("/readyz", get(readyz).with_state(health))
-        .route("/metrics", get(metrics).with_state(registry));
+        .route("/metrics", get(metrics).with_state(registry.clone()))
+        .fallback(any(page).with_state(registry));
     if let Some(desk) = desk {
         router = router.route("/v1/dead", post(desk::ask).with_state(desk));
     }
@@ -88,4 +89,17 @@ fn answer(reason: Option<String>) -> impl IntoResponse {
 
 async fn metrics(State(registry): State<Registry>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, METRICS_TYPE)], registry.render())
+}
+
+/// What the process itself offers, in JSON.
+async fn page(State(registry): State<Registry>, method: Method, uri: Uri) -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let is_post = method == Method::POST;
+    match registry.page_at(uri.path()).filter(|_| is_post || method == Method::GET) {
+        Some(page) => {
+            let query = uri.query().unwrap_or_default().to_owned();
+            (StatusCode::OK, json, page(&Ask { is_post, query }))
+        }
+        None => (StatusCode::NOT_FOUND, json, "{}\n".to_owned()),
+    }
 }

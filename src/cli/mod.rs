@@ -1,6 +1,7 @@
 //! The command line: reads flags, environment and file, starts logging, runs one process, and
 //! turns its end into an exit code. Knows every process; no process knows it.
 
+mod audit;
 mod check;
 mod client;
 mod conform;
@@ -28,6 +29,7 @@ use serde::Serialize;
 
 use crate::clock::Now;
 use crate::{edge, sequencer, store};
+use audit::AuditSettings;
 use check::CheckSettings;
 use conform::ConformSettings;
 use dead::DeadSettings;
@@ -81,6 +83,8 @@ enum Command {
     Dead(DeadSettings),
     /// Make a store that refuses to start whole again. Only while it does not run.
     Repair(RepairSettings),
+    /// Prove that no message is lost, or name the first record that is wrong. Changes nothing.
+    Audit(AuditSettings),
     /// Send every WebSocket message back. To try the framer and the machine, without accounts.
     Echo(EchoSettings),
     /// Say what this machine can hold, and what to change.
@@ -105,7 +109,8 @@ enum Command {
 const AFTER_HELP: &str = "\
 Exit codes:
   0  ended as asked (SIGTERM, SIGINT)
-  1  a fault: what it was is the last line on stderr; send: not confirmed in time
+  1  a fault: what it was is the last line on stderr; send: not confirmed in time;
+     audit: something is wrong, or lost
   2  cannot start like this: wrong usage or configuration, an address in use,
      a directory in use, a directory that cannot be written
   3  repair: something would be lost; nothing was changed";
@@ -168,6 +173,7 @@ fn dispatch(command_line: CommandLine, matches: &ArgMatches) -> anyhow::Result<(
             let options = flags.into_options(Now::read().unix_ms)?;
             store::repair::run(&options, &mut io::stdout().lock())
         }
+        Command::Audit(flags) => audit::run(&flags),
         Command::Echo(flags) => edge::echo::run(flags.into_options()?),
         Command::Token(flags) => token::run(flags),
         Command::Conform(flags) => conform::run(flags),
@@ -231,6 +237,7 @@ impl Command {
             Command::Sequencer(_) => "sequencer",
             Command::Store(_) => "store",
             Command::Repair(_) => "repair",
+            Command::Audit(_) => "audit",
             Command::Echo(_) => "echo",
             Command::Token(_) => "token",
             Command::Conform(_) => "conform",

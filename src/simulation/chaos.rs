@@ -12,6 +12,8 @@ use super::world::{Role, World, WorldOptions};
 use crate::link::message::Watermark;
 use crate::sequencer::budget::Budget;
 use crate::sequencer::dead_letters::AGE_MS_DEFAULT;
+use crate::store::audit::audit;
+use crate::store::device::LogDevice;
 
 /// Messages of one device that are unanswered at a time.
 const UNANSWERED_COUNT_MAX: usize = 4;
@@ -166,6 +168,8 @@ impl Chaos {
             self.world.trace.step();
             self.step()?;
         }
+        // In the middle of everything; once more when all is quiet.
+        self.audit_store()?;
         self.heal()?;
         self.come_to_rest()?;
         self.last_words()?;
@@ -477,7 +481,17 @@ impl Chaos {
                 }
             }
         }
+        self.audit_store()?;
         self.world.witness.audit(&self.world.ledger)
+    }
+
+    /// What `aldis audit` would say of the store, as it runs.
+    fn audit_store(&mut self) -> Verdict {
+        let (mut disk, index) = (self.world.disk.clone(), self.world.index.clone());
+        let segments = disk.segments().map_err(|fault| fault.to_string())?;
+        let report = audit(&mut disk, &segments, &index, true, &mut |_| {})
+            .map_err(|fault| fault.to_string())?;
+        if report.is_balanced() { Ok(()) } else { Err(format!("the audit finds {report:#?}")) }
     }
 }
 

@@ -94,6 +94,11 @@ impl FjallIndex {
         path.with_extension("damaged")
     }
 
+    /// Makes views of it, on any thread.
+    pub fn views(&self) -> Views {
+        Views { database: self.database.clone(), rows: self.rows.clone() }
+    }
+
     fn try_open(path: &Path) -> fjall::Result<FjallIndex> {
         let database = Database::builder(path)
             .cache_size(CACHE_SIZE)
@@ -112,6 +117,72 @@ impl FjallIndex {
     }
 }
 
+/// Makes views of an index that is in use.
+#[derive(Clone)]
+pub struct Views {
+    database: Database,
+    rows: Tree,
+}
+
+impl Views {
+    /// The index as it stands now.
+    pub fn view(&self) -> View {
+        View { snapshot: self.database.snapshot(), rows: self.rows.clone() }
+    }
+}
+
+/// An index as it stood at one moment; what is applied later does not show.
+pub struct View {
+    snapshot: fjall::Snapshot,
+    rows: Tree,
+}
+
+impl Index for View {
+    fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
+        let value = self.snapshot.get(&self.rows, tagged(keyspace, key)).map_err(storage)?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    fn scan(
+        &self,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        first: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), IndexFault> {
+        scan(&self.snapshot, &self.rows, (keyspace, prefix, first), visit)
+    }
+
+    fn apply(&mut self, _: Vec<Change>) -> Result<(), IndexFault> {
+        Err(IndexFault::Storage("a view is only read".to_owned()))
+    }
+
+    fn settle(&mut self) -> Result<(), IndexFault> {
+        Ok(())
+    }
+
+    fn persist(&mut self) -> Result<(), IndexFault> {
+        Ok(())
+    }
+}
+
+fn scan(
+    snapshot: &fjall::Snapshot,
+    rows: &Tree,
+    (keyspace, prefix, first): (Keyspace, &[u8], &[u8]),
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), IndexFault> {
+    let prefix = tagged(keyspace, prefix);
+    let start = tagged(keyspace, first).max(prefix.clone());
+    for guard in snapshot.range(rows, start..) {
+        let (key, value) = guard.into_inner().map_err(storage)?;
+        if !key.starts_with(&prefix) || !visit(&key[1..], &value) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Index for FjallIndex {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
         let value = self.rows.get(tagged(keyspace, key)).map_err(storage)?;
@@ -125,16 +196,7 @@ impl Index for FjallIndex {
         first: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), IndexFault> {
-        let prefix = tagged(keyspace, prefix);
-        let start = tagged(keyspace, first).max(prefix.clone());
-        let snapshot = self.database.snapshot();
-        for guard in snapshot.range(&self.rows, start..) {
-            let (key, value) = guard.into_inner().map_err(storage)?;
-            if !key.starts_with(&prefix) || !visit(&key[1..], &value) {
-                break;
-            }
-        }
-        Ok(())
+        scan(&self.database.snapshot(), &self.rows, (keyspace, prefix, first), visit)
     }
 
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), IndexFault> {

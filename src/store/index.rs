@@ -42,11 +42,15 @@ pub enum Keyspace {
     DeadFloors = 42,
     /// (sender, conversation, seq): what he is told of, at each connect.
     Failures = 43,
+    /// (conversation): its hash chain; under the empty key, how far the chains reach.
+    Chains = 50,
+    /// (conversation, seq): the chain's hash there, every so often.
+    Links = 51,
 }
 
 impl Keyspace {
     /// All of them, by tag.
-    pub const ALL: [Keyspace; 19] = [
+    pub const ALL: [Keyspace; 21] = [
         Keyspace::Meta,
         Keyspace::Messages,
         Keyspace::Dedup,
@@ -66,6 +70,8 @@ impl Keyspace {
         Keyspace::Dead,
         Keyspace::DeadFloors,
         Keyspace::Failures,
+        Keyspace::Chains,
+        Keyspace::Links,
     ];
 }
 

@@ -20,7 +20,8 @@ const COMMIT_MAGIC: u32 = u32::from_le_bytes(*b"ACOM");
 const FORMAT_VERSION: u32 = 1;
 /// Magic and checksum themselves, which no checksum covers.
 const UNCHECKED_SIZE: usize = 8;
-const SEGMENT_HEADER_SIZE: usize = 56;
+/// Bytes of a segment's first block that say something.
+pub const SEGMENT_HEADER_SIZE: usize = 56;
 
 wire_struct! {
     /// 16 random bytes, drawn when a log is made: no other log's commits pass for this one's.

@@ -9,6 +9,7 @@
 //! crash, at its position, byte for byte; or the store refuses to start and says where it is
 //! broken.
 
+pub mod audit;
 pub mod core;
 mod dead_letters;
 pub mod device;
@@ -16,6 +17,7 @@ pub mod directory;
 pub mod fjall_index;
 pub mod index;
 pub mod index_thread;
+pub mod ledger;
 pub mod log;
 pub mod log_format;
 pub mod metrics;
@@ -43,7 +45,7 @@ use self::core::Opened;
 pub use self::core::{Problem, Store};
 use self::device::LogDevice;
 use self::directory::Directory;
-use self::fjall_index::FjallIndex;
+use self::fjall_index::{FjallIndex, Views};
 use self::index::Index;
 use self::index_thread::ThreadedIndex;
 use self::log::{Log, LogOptions};
@@ -126,9 +128,15 @@ pub type DiskStore = Store<UringDevice, ThreadedIndex>;
 /// Opens the store of a directory. Blocks until the log is read; waits up to 10 s for a predecessor
 /// that is dying. The host watches `waker.raw()` and calls [`Store::poll`] when it is woken.
 pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
+    open_with_views(options, waker).map(|(store, _)| store)
+}
+
+/// As [`open`], with what makes views of its index.
+pub fn open_with_views(options: &Options, waker: &Waker) -> Result<(DiskStore, Views), StoreFault> {
     let directory = Directory::open(&options.directory)?;
     let log_path = directory.log_path();
     let index = FjallIndex::open(&directory.index_path())?;
+    let views = index.views();
     let device = UringDevice::open(directory, waker.clone())
         .map_err(|source| directory::fault("open the log in", &log_path, source))?;
     let [high, low] = [0, 8].map(|start| {
@@ -141,10 +149,11 @@ pub fn open(options: &Options, waker: &Waker) -> Result<DiskStore, StoreFault> {
         new_log_id: LogId { high, low },
     };
     let clock_us = || Now::read().monotonic_us;
-    open_on(device, index, log_options, clock_us, |reader| {
+    let store = open_on(device, index, log_options, clock_us, |reader| {
         ThreadedIndex::start(reader, waker.clone())
             .map_err(|source| directory::fault("start the index in", &log_path, source))
-    })
+    });
+    Ok((store?, views))
 }
 
 /// Opens the log on `device` under `index`: makes durable what is there, reads what the index
@@ -180,6 +189,7 @@ where
     let positions = recovered.positions.clone();
     let log = Log::new(device, recovered, options);
     applier.set_log(log.log_id(), positions.with_log_id(log.log_id()));
+    applier.chain_the_rest()?;
     let recovery_us = clock_us().saturating_sub(started_us);
     let incarnation = options.incarnation;
     let opened = Opened { epoch, incarnation, recovery_us, records_replayed };

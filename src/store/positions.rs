@@ -86,6 +86,11 @@ impl PositionMap {
         }
     }
 
+    /// The lowest position that is noted, which is the first of the log.
+    pub fn first_lsn(&self) -> Option<u64> {
+        self.places.keys().next().copied()
+    }
+
     /// Reads the records of `extent`; fewer if the log has no more.
     pub fn read(&self, reader: &mut impl LogReader, extent: Extent) -> Result<Run, ReadError> {
         let mut run = Run::default();

@@ -104,7 +104,8 @@ pub fn run(options: StoreOptions) -> anyhow::Result<()> {
     options.admin.open(&registry, &health).context("opening the admin page")?;
     health.set_failing("recovering");
     let waker = Waker::new().context("making an event descriptor")?;
-    let store = super::open(&opening(&options), &waker)?;
+    let (store, views) = super::open_with_views(&opening(&options), &waker)?;
+    super::audit::online::offer(&registry, views, &options.data.join("log"));
     let metrics = store.metrics();
     tracing::info!(
         data = %options.data.display(),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::device::LogReader;
 use super::index::Index;
+use super::ledger::{Ledger, Stretch};
 use super::log_format::{BLOCK_SIZE, LogId, checksum_of};
 use super::positions::{Extent, Place, PositionMap, ReadError};
 use super::queries::Page;
@@ -25,6 +26,8 @@ use crate::link::wire::{Reader, Wire};
 const CHECKPOINT_SIZE: u64 = 64 * 1024 * 1024;
 /// Log bytes that a killed process may have to apply again, at most, if it was never idle.
 const SETTLE_SIZE: u64 = 4 * 1024 * 1024;
+/// Log bytes whose chain is made at once.
+const CHAIN_PIECE_SIZE: usize = 4 * 1024 * 1024;
 /// Leaves room for an answer's own fields beside its records or messages.
 pub(super) const ANSWER_SIZE_MAX: usize = LINK_ENTRY_SIZE_MAX - 128 * 1024;
 
@@ -97,6 +100,7 @@ pub struct IndexReader<I, R> {
     log: R,
     positions: PositionMap,
     state: State,
+    ledger: Ledger,
     unpersisted_size: u64,
     unsettled_size: u64,
 }
@@ -105,8 +109,10 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// Over an index as it was left. The log's positions follow once they are known.
     pub fn open(index: I, log: R) -> Result<IndexReader<I, R>, StoreFault> {
         let state = rows::load_state(&index)?;
+        let ledger = Ledger::open(&index)?;
         let positions = PositionMap::default();
-        Ok(IndexReader { index, log, positions, state, unpersisted_size: 0, unsettled_size: 0 })
+        let (unpersisted_size, unsettled_size) = (0, 0);
+        Ok(IndexReader { index, log, positions, state, ledger, unpersisted_size, unsettled_size })
     }
 
     /// What the index says about the log.
@@ -132,7 +138,12 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
     /// Applies durable batches at once; checkpoints when it is time.
     pub fn apply(&mut self, log_id: LogId, batches: &[Batch]) -> Result<(), StoreFault> {
         self.state.log_id = log_id;
-        let changes = rows::changes_of(&self.index, batches, &mut self.state)?;
+        let before_lsn = self.state.applied_lsn;
+        let mut stretch = Stretch::default();
+        let mut seen = |record: &Record| stretch.note(record);
+        let mut changes = rows::changes_of(&self.index, batches, &mut self.state, &mut seen)?;
+        let extent = (before_lsn + 1, self.state.applied_lsn);
+        changes.extend(self.ledger.changes(&self.index, extent, extent.1, stretch)?);
         self.index.apply(changes)?;
         let size: u64 = batches.iter().map(|batch| batch.records.len() as u64).sum();
         self.unpersisted_size += size;
@@ -143,6 +154,49 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// The chains reach as far as the rows: an index from before there were chains, or one whose
+    /// log was repaired, gets them from the log, once. What cannot be read is left to the audit
+    /// to name; the store serves without the rest of its chains.
+    pub fn chain_the_rest(&mut self) -> Result<(), StoreFault> {
+        let applied_lsn = self.state.applied_lsn;
+        if self.ledger.chained_lsn() >= applied_lsn {
+            return Ok(());
+        }
+        tracing::info!(
+            from = self.ledger.chained_lsn() + 1,
+            upto = applied_lsn,
+            "the ledger is made for what is in the log already"
+        );
+        let first_lsn = self.positions.first_lsn().unwrap_or(1);
+        let mut next_lsn = first_lsn.max(self.ledger.chained_lsn() + 1);
+        while next_lsn <= applied_lsn {
+            let (end_lsn, size_max) = (applied_lsn + 1, CHAIN_PIECE_SIZE);
+            let extent = Extent { first_lsn: next_lsn, end_lsn, count_max: u32::MAX, size_max };
+            let run = match self.positions.read(&mut self.log, extent) {
+                Ok(run) if run.count > 0 => run,
+                Ok(_) => {
+                    tracing::warn!(next_lsn, "the ledger is not made: the log cannot be read");
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the ledger is not made: the log cannot be read");
+                    return Ok(());
+                }
+            };
+            let mut reader = Reader::new(run.records.into());
+            let mut stretch = Stretch::default();
+            while let Ok(record) = Record::read(&mut reader) {
+                stretch.note(&record);
+            }
+            next_lsn += u64::from(run.count);
+            let extent = (self.ledger.chained_lsn() + 1, next_lsn - 1);
+            let changes = self.ledger.changes(&self.index, extent, applied_lsn, stretch)?;
+            self.index.apply(changes)?;
+        }
+        tracing::info!(upto = self.ledger.chained_lsn(), "the ledger is made");
+        self.checkpoint()
     }
 
     /// Applies batches that were tasks.

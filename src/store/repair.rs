@@ -28,7 +28,7 @@ use super::fjall_index::FjallIndex;
 use super::index::{Change, Index, IndexFault};
 use super::recovery::{Known, recover};
 use super::uring_device::FileReader;
-use super::{StoreFault, directory};
+use super::{StoreFault, directory, ledger};
 use crate::link::record::LostMessage;
 
 /// What `aldis repair` is told.
@@ -102,7 +102,9 @@ pub fn mend<R: LogReader>(
     patch::apply(reader, patch, &findings.plan, &puts, size_of).context("changing the log")?;
     match index {
         Some(index) if !findings.plan.losses.is_empty() => {
-            Ok(indexed::stale_rows(index, &findings.plan.losses, reader)?)
+            let mut stale = indexed::stale_rows(index, &findings.plan.losses, reader)?;
+            stale.extend(ledger::forget(index)?);
+            Ok(stale)
         }
         _ => Ok(Vec::new()),
     }

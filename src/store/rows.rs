@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::index::{Change, Index, IndexFault, Keyspace};
 use super::log_format::{LogId, checksum_of};
-use super::{Batch, StoreFault, dead_letters, retention};
+use super::{Batch, StoreFault, dead_letters, ledger, retention};
 use crate::link::fingerprint;
 use crate::link::message::Accepted;
 use crate::link::record::{
@@ -21,7 +21,7 @@ use crate::link::wire::{Reader, Wire, wire_struct};
 /// Above this many dedup entries a conversation's fingerprints are not listed.
 pub const FINGERPRINT_COUNT_MAX: usize = 65_536;
 
-const STATE_KEY: &[u8] = b"state";
+pub(super) const STATE_KEY: &[u8] = b"state";
 
 wire_struct! {
     /// What the index knows about the log as a whole; one row, changed with every batch.
@@ -70,16 +70,17 @@ pub fn load_state(index: &impl Index) -> Result<State, IndexFault> {
     }
 }
 
-/// The changes that durable batches make to the index, its new state among them: all of them or
-/// none are applied.
+/// The changes that durable batches make, its new state among them: all of them or none are
+/// applied. Every record is shown to `seen`.
 pub fn changes_of(
     index: &impl Index,
     batches: &[Batch],
     state: &mut State,
+    seen: &mut dyn FnMut(&Record),
 ) -> Result<Vec<Change>, StoreFault> {
     let mut rows = BTreeMap::new();
     for batch in batches {
-        note_batch(index, batch, state, &mut rows)?;
+        note_batch(index, batch, state, &mut rows, seen)?;
     }
     rows.insert((Keyspace::Meta, STATE_KEY.to_vec()), Some(state.to_bytes()));
     let change = |((keyspace, key), value)| Change { keyspace, key, value };
@@ -350,6 +351,8 @@ pub fn is_row(keyspace: Keyspace, row: &[u8], value: &[u8]) -> bool {
             dead_letters::is_row(keyspace, row, value)
         }
         Keyspace::Times => retention::is_time_row(row, value),
+        Keyspace::Chains => ledger::is_chain_row(row, value),
+        Keyspace::Links => ledger::is_link_row(row, value),
     }
 }
 
@@ -360,6 +363,7 @@ fn note_batch(
     batch: &Batch,
     state: &mut State,
     rows: &mut NewRows,
+    seen: &mut dyn FnMut(&Record),
 ) -> Result<(), StoreFault> {
     let mut reader = Reader::new(batch.records.clone());
     for place in 0..u64::from(batch.count) {
@@ -377,6 +381,7 @@ fn note_batch(
         if let Record::Revoked { revocation } = &record {
             note_revoked(index, revocation, rows)?;
         }
+        seen(&record);
         note_record(&record, location, state, rows);
     }
     state.applied_lsn = batch.last_lsn();
@@ -522,8 +527,18 @@ fn note_message(message: &Message, location: Location, state: &mut State, rows: 
     state.ts = state.ts.max(ts);
 }
 
+/// The key of a row that there is one of per conversation.
+pub fn conversation_key(convo: &str) -> Vec<u8> {
+    key(&[convo])
+}
+
+/// Whether a key is made of one text.
+pub fn is_name(key: &[u8]) -> bool {
+    texts(key).is_some_and(|texts| texts.len() == 1)
+}
+
 /// Each text with its size before it.
-pub(super) fn key(texts: &[&str]) -> Vec<u8> {
+pub fn key(texts: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 2).sum());
     for text in texts {
         let size = u16::try_from(text.len()).expect("names came over the wire with a u16 size");
@@ -533,14 +548,15 @@ pub(super) fn key(texts: &[&str]) -> Vec<u8> {
     out
 }
 
-fn message_key(convo: &str, seq: u64) -> Vec<u8> {
+/// The key of a message's row.
+pub fn message_key(convo: &str, seq: u64) -> Vec<u8> {
     let mut out = key(&[convo]);
     out.extend_from_slice(&seq.to_be_bytes());
     out
 }
 
 /// The texts that a key is made of.
-pub(super) fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
+pub fn texts(mut key: &[u8]) -> Option<Vec<&str>> {
     let mut found = Vec::new();
     while let Some((size, rest)) = key.split_first_chunk::<2>() {
         let (text, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
@@ -576,7 +592,8 @@ pub(super) fn cursor(user: &str, rest: &[u8], value: &[u8]) -> Option<Cursor> {
     })
 }
 
-pub(super) fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
+/// A row's value.
+pub fn decode<T: Wire>(keyspace: Keyspace, value: &[u8]) -> Result<T, IndexFault> {
     T::from_bytes(Bytes::copy_from_slice(value)).map_err(|_| IndexFault::Row(keyspace))
 }
 

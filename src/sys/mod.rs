@@ -18,8 +18,8 @@ pub use descriptors::{
 pub use event::Waker;
 pub(crate) use event::drain_event;
 pub use process::{
-    die_with_parent, is_unread, open_files_limit, page_size, raise_open_files_limit, resident_size,
-    try_lock,
+    die_with_parent, is_unread, lower_priority, open_files_limit, page_size,
+    raise_open_files_limit, resident_size, try_lock,
 };
 pub use signal::{ignore_file_size_signal, terminate};
 pub use start::{StopFlag, impatient_stop_flag, patiently, random_u64, stop_flag};

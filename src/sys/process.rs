@@ -59,6 +59,15 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Gives the calling thread the lowest priority: it runs when nobody else wants to.
+pub fn lower_priority() -> io::Result<()> {
+    // SAFETY: setpriority takes no pointers. On Linux 0 is the calling thread (setpriority(2)).
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Bytes of this process that are in memory now (RSS), from `/proc/self/statm` (proc(5)).
 pub fn resident_size() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/statm")?;

@@ -112,6 +112,20 @@ impl Cluster {
         ended
     }
 
+    /// `aldis audit` of the directory, running or not: everything balances. Returns what it says.
+    pub fn audit(&self) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_aldis"))
+            .args(["audit", "--data"])
+            .arg(&self.data)
+            .output()
+            .expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}{complaint}");
+        assert!(said.contains("dead-lettered, difference 0"), "{said}");
+        said
+    }
+
     /// The value of a metric of one process, from its admin page; `None` while it is away.
     pub fn metric(&self, process: &str, name: &str) -> Option<f64> {
         let address = fs::read_to_string(self.data.join("run").join(format!("{process}.admin")));

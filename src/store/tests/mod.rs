@@ -1,8 +1,9 @@
 //! The store's promises on the simulated disk.
 
+mod audit;
 mod crash;
 mod disk;
-mod harness;
+pub mod harness;
 mod recovery;
 mod repair;
 mod requests;
