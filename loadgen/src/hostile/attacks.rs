@@ -2,7 +2,7 @@
 //! nothing of the load generator's framing but the masked frame: what a stranger would do.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -142,23 +142,25 @@ fn deaf_readers(aim: &Aim) -> io::Result<u64> {
     })
 }
 
-/// Operations on one connection, as fast as the server takes them.
+/// Operations on one connection, as fast as the server takes them; on another one when it is cut.
 fn flood(aim: &Aim) -> io::Result<u64> {
-    let mut writer = aim.upgraded(0, &format!("flood-{}", aim.run))?;
-    let reader = writer.try_clone()?;
     let mut frames = Vec::new();
     for _ in 0..1_000 {
         encode(&mut frames, Opcode::Text, MASK, br#"{"t":"ping"}"#);
     }
-    thread::scope(|scope| {
-        scope.spawn(|| discard(reader, aim));
-        let mut attempts = 0;
-        while aim.goes_on() {
-            write_while(&mut writer, &frames, aim)?;
-            attempts += 1_000;
-        }
-        Ok(attempts)
-    })
+    let mut attempts = 0;
+    while aim.goes_on() {
+        let mut writer = aim.upgraded(0, &format!("flood-{}", aim.run))?;
+        let reader = writer.try_clone()?;
+        thread::scope(|scope| {
+            scope.spawn(|| discard(reader, aim));
+            while aim.goes_on() && write_while(&mut writer, &frames, aim).is_ok() {
+                attempts += 1_000;
+            }
+            let _gone = writer.shutdown(Shutdown::Both);
+        });
+    }
+    Ok(attempts)
 }
 
 /// Frames that say they are larger than any the server takes.
