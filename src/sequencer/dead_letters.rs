@@ -7,7 +7,7 @@
 //! any more or keeps a marker. The log's consumer tells who sent it, once per message, and a sender
 //! who connects hears of it again for a day from the first telling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -40,6 +40,9 @@ pub(super) struct DeadLetters {
     /// Inboxes that were found and are not looked at yet, and records that are not durable yet.
     under_way: usize,
     due_us: u64,
+    /// Letters of the deaths that this answer of the store led to, by conversation and seq: of two
+    /// recipients who lose the same message the first makes it news.
+    news: BTreeSet<(ConversationName, u64)>,
     /// Who asked for the replay that stands at a position.
     pub replays: BTreeMap<u64, u64>,
 }
@@ -52,6 +55,7 @@ impl Default for DeadLetters {
             is_asked: false,
             under_way: 0,
             due_us: 0,
+            news: BTreeSet::new(),
             replays: BTreeMap::new(),
         }
     }
@@ -103,6 +107,7 @@ impl Sequencer {
         };
         state.due_us = self.now.monotonic_us + pause_us;
         state.after = next;
+        state.news.clear();
         state.under_way += rows.len();
         for row in rows {
             self.with_user(row.user.clone(), Task::Bury(row), out);
@@ -118,13 +123,18 @@ impl Sequencer {
         let joined = entry.stay(&convo).map_or(0, |stay| stay.joined);
         // An acknowledgement that a crash may still take back is neither one nor none.
         let is_settled = cursors().all(|cursor| cursor.delivered == cursor.durable_delivered);
-        if last <= reached || last < joined || !is_settled {
+        // Nor is a change of who is in the group.
+        let is_changing = self.conversations.get(&convo).is_some_and(|it| it.is_changing);
+        if last <= reached || last < joined || !is_settled || is_changing {
             self.dead_letters.under_way -= 1;
             return;
         }
         // Where the last marker ends is known with the conversation.
         self.touch_conversation(&convo, out);
         letters.retain(|letter| letter.seq > reached);
+        for letter in &mut letters {
+            letter.is_news &= self.dead_letters.news.insert((convo.clone(), letter.seq));
+        }
         let at = self.service_ms();
         self.appender()
             .append(Record::Dead { user: user.clone(), convo, last, at, letters }, vec![]);

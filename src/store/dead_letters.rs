@@ -168,8 +168,7 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             }
             // What cannot be read now is found again later.
             let Ok(message) = self.message(&convo, seq, location) else { return Ok(()) };
-            let is_news =
-                !is_dead_of_anybody(&self.index, &convo, seq)? && !search.has_letter(&convo, seq);
+            let is_news = !is_dead_of_anybody(&self.index, &convo, seq)?;
             letters.push(Letter { seq, from: message.from, id: message.id, is_news });
         }
         search.letter_count += letters.len();
@@ -208,14 +207,6 @@ impl<I: Index, R: LogReader> IndexReader<I, R> {
             return Err(IndexFault::Row(Keyspace::Dead).into());
         }
         Ok(FromStore::DeadLetters { to, rows: found, next })
-    }
-}
-
-impl Search {
-    /// Another recipient's letter in this answer is the same message.
-    fn has_letter(&self, convo: &ConversationName, seq: u64) -> bool {
-        let same = self.rows.iter().filter(|row| row.convo == *convo);
-        same.flat_map(|row| &row.letters).any(|letter| letter.seq == seq)
     }
 }
 
