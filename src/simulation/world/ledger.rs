@@ -450,11 +450,10 @@ impl Ledger {
             for device in devices.unwrap_or(&nobody) {
                 let cursor = self.cursors.get(&(user.into(), device.clone(), convo.clone()));
                 let dead = self.floor(user, convo);
-                let safe = cursor.is_some_and(|cursor| {
-                    let reached = cursor.delivered.max(dead);
-                    let marked = cursor.marker != 0 && cursor.marker <= reached + 1;
-                    reached >= passed || marked
-                });
+                // What is dead is so for every device, also for one without a row.
+                let (delivered, marker) = cursor.map_or((0, 0), |it| (it.delivered, it.marker));
+                let reached = delivered.max(dead);
+                let safe = reached >= passed || (marker != 0 && marker <= reached + 1);
                 if !safe {
                     let position = self.fanned_out;
                     return Err(format!(
